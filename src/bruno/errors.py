@@ -1,0 +1,55 @@
+"""The one family of exceptions. Every failure names itself: what happened, to which thing, and what to do.
+
+A face prints `str(error)` as one line and exits with `error.exit_code`; it never prints a traceback for these.
+"""
+
+from __future__ import annotations
+
+
+class BrunoError(Exception):
+    """A failure the operator can read and act on.
+
+    Args:
+        message: what happened and to which thing, in one sentence without a final full stop.
+        fix: what to do about it, in one sentence; shown after the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.fix}" if self.fix else self.message
+
+
+class InputError(BrunoError):
+    """Something the person gave cannot be used: an unknown name, a value out of range, a wrong file."""
+
+    exit_code = 2
+
+
+class Denied(BrunoError):
+    """The guard refused: a rule says no, whatever is typed."""
+
+    exit_code = 3
+
+
+class NotConfirmed(BrunoError):
+    """The plan needed a typed confirmation and did not get one. Nothing was done."""
+
+    exit_code = 4
+
+
+class Unreachable(BrunoError):
+    """A provider or a host did not answer, or answered what cannot be understood. Its state is unknown, not empty."""
+
+    exit_code = 5
+
+
+class RunFailed(BrunoError):
+    """A run on a machine ended without its result. What is left running, and what it costs, is in the message."""
+
+    exit_code = 6
