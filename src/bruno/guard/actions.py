@@ -1,0 +1,179 @@
+"""Typed actions: everything bruno can do to the world, as frozen data. The one shape that every face produces.
+
+An action states its risk, the exact calls it makes, whether it can be undone and how far its effect reaches. It is not a
+function: `fleet` and `runs` carry it out, and refuse without a permit that covers exactly this action.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Risk(IntEnum):
+    """How much an action can hurt, lowest first. Anything above READ needs a permit in `fleet`."""
+
+    READ = 0
+    CHANGE = 1
+    COSTLY = 2
+    DESTRUCTIVE = 3
+    IRREVERSIBLE = 4
+
+
+class Target(BaseModel):
+    """Exactly which instance: all three must agree with the provider, the pinned host key's record and the label file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    instance_id: int
+    label: str
+    ssh_port: int | None = None
+    """None when the provider shows none (not running): then there is no process to lose, and the fact is shown as unknown."""
+
+
+class _Action(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    risk: ClassVar[Risk]
+    inverse: ClassVar[str] = ""
+    """How to undo it, in words; empty when it cannot be undone."""
+
+    def calls(self) -> tuple[str, ...]:
+        """The exact calls it makes, for people to read and copy."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line: what will happen, to which thing."""
+        raise NotImplementedError
+
+    def blast_radius(self) -> str:
+        """How far the effect reaches; empty when it ends with the action itself."""
+        return ""
+
+
+class CreateInstance(_Action):
+    """Rent an offer."""
+
+    kind: Literal["create_instance"] = "create_instance"
+    risk: ClassVar[Risk] = Risk.COSTLY
+    inverse: ClassVar[str] = "destroy the instance; what was billed until then stays billed"
+    offer_id: int
+    machine_id: int
+    gpu: str
+    gpu_count: int
+    image: str
+    disk_gb: float
+    label: str
+    """Unique to the run, so that a lost reply can be reconciled by looking for it."""
+    max_dph: float
+    """$/h, disk included: the price shown. A dearer offer at the moment of acting is refused."""
+
+    def calls(self) -> tuple[str, ...]:
+        return (
+            f"vastai create instance {self.offer_id} --image {self.image} --disk {self.disk_gb:g} --label {self.label} "
+            "--ssh --direct --cancel-unavail",
+        )
+
+    def describe(self) -> str:
+        count = f"{self.gpu_count} x " if self.gpu_count > 1 else ""
+        return f"rent {count}{self.gpu} (offer {self.offer_id}, {self.disk_gb:g} GB disk) at up to ${self.max_dph:.3f}/h"
+
+    def blast_radius(self) -> str:
+        return "billing starts at once and goes on until the instance is stopped; its disk is billed until it is destroyed"
+
+
+class StartInstance(_Action):
+    """Start a stopped instance again."""
+
+    kind: Literal["start_instance"] = "start_instance"
+    risk: ClassVar[Risk] = Risk.COSTLY
+    inverse: ClassVar[str] = "stop the instance"
+    target: Target
+    max_dph: float
+
+    def calls(self) -> tuple[str, ...]:
+        return (f"vastai start instance {self.target.instance_id}",)
+
+    def describe(self) -> str:
+        return f"start instance {self.target.instance_id} ({self.target.label}) at ${self.max_dph:.3f}/h"
+
+
+class StopInstance(_Action):
+    """Stop a running instance: kills every process on it, keeps its disk."""
+
+    kind: Literal["stop_instance"] = "stop_instance"
+    risk: ClassVar[Risk] = Risk.DESTRUCTIVE
+    inverse: ClassVar[str] = "start it again, if the GPU is still free; processes are lost"
+    target: Target
+    kills: str = ""
+    """What dies with it ("the engine at trial 57 of 200; no model saved")."""
+
+    def calls(self) -> tuple[str, ...]:
+        return (f"vastai stop instance {self.target.instance_id}",)
+
+    def describe(self) -> str:
+        port = self.target.ssh_port if self.target.ssh_port is not None else "unknown"
+        return f"stop instance {self.target.instance_id} (label {self.target.label}, SSH port {port})"
+
+    def blast_radius(self) -> str:
+        return self.kills or "kills every process on the instance"
+
+
+class DestroyInstance(_Action):
+    """Delete an instance and its disk."""
+
+    kind: Literal["destroy_instance"] = "destroy_instance"
+    risk: ClassVar[Risk] = Risk.IRREVERSIBLE
+    target: Target
+    loses: str = ""
+
+    def calls(self) -> tuple[str, ...]:
+        return (f"vastai destroy instance {self.target.instance_id} -y",)
+
+    def describe(self) -> str:
+        return f"destroy instance {self.target.instance_id} (label {self.target.label}) and everything on its disk"
+
+    def blast_radius(self) -> str:
+        return self.loses or "every file on the instance is lost"
+
+
+class RegisterKey(_Action):
+    """Give the provider bruno's public SSH key, or attach it to an instance that lacks it."""
+
+    kind: Literal["register_key"] = "register_key"
+    risk: ClassVar[Risk] = Risk.CHANGE
+    inverse: ClassVar[str] = "vastai delete ssh-key"
+    fingerprint: str
+    instance_id: int | None = None
+
+    def calls(self) -> tuple[str, ...]:
+        if self.instance_id is None:
+            return ("vastai create ssh-key <bruno's public key>",)
+        return (f"vastai attach ssh {self.instance_id} <bruno's public key>",)
+
+    def describe(self) -> str:
+        return f"register bruno's SSH key {self.fingerprint}"
+
+
+class RunPlaybook(_Action):
+    """Carry out a playbook's steps on the instance that this plan rents (install, launch, follow, copy home)."""
+
+    kind: Literal["run_playbook"] = "run_playbook"
+    risk: ClassVar[Risk] = Risk.CHANGE
+    inverse: ClassVar[str] = "stop the instance"
+    playbook: str
+    steps: tuple[str, ...]
+    """Each step in one line, as shown to the person."""
+    engine_argv: tuple[str, ...]
+
+    def calls(self) -> tuple[str, ...]:
+        return self.steps
+
+    def describe(self) -> str:
+        return f"run playbook {self.playbook}: {', '.join(self.steps)}"
+
+
+Action = Annotated[
+    CreateInstance | StartInstance | StopInstance | DestroyInstance | RegisterKey | RunPlaybook,
+    Field(discriminator="kind"),
+]
