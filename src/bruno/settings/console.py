@@ -96,7 +96,9 @@ class Settings(EngineSettings):
     fleet: Fleet = Fleet()
     assistant: Assistant = Assistant()
     sandbox: Sandbox = Sandbox()
-    models: dict[str, ModelAlias] = Field(default_factory=lambda: {k: ModelAlias.model_validate(v) for k, v in MODELS.items()})
+    models: dict[str, ModelAlias] = Field(
+        default_factory=lambda: {k: ModelAlias.model_validate(v) for k, v in MODELS.items()}
+    )
     """Short names for models: [models.NAME]. A table given here replaces that name's default; others stay."""
     gpus: dict[str, GpuAlias] = Field(default_factory=lambda: {k: GpuAlias.model_validate(v) for k, v in GPUS.items()})
     """Short names for GPUs: [gpus.NAME]."""

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Group(BaseModel):
     """A table of config.toml: unknown keys are errors, docstring and descriptions are documentation."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class Loading(Group):
