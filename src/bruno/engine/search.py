@@ -1,0 +1,281 @@
+"""Ask Optuna for trials, score them in batches, tell it the result; resume where a killed process left off.
+
+Touches the study's storage and nothing else. The model is behind a function (`evaluate`), so the whole of this is
+tested on functions whose optimum is known.
+
+**A resumed study is the same study.** Optuna numbers its trials as it creates them, and a kill leaves numbers that
+never got a score. So every trial carries an `index` of its own (0, 1, 2 ...), the sampler is seeded from the run's seed
+and that index, batches always begin at the same indices, and a trial that was drawn but not scored is drawn again with
+the same parameters. Killed or not, index i has the same parameters and the same score.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from bruno.engine.edits import TrialEdit
+from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
+from bruno.engine.scores import Scores
+from bruno.engine.space import Parameters, Space
+from bruno.errors import BrunoError, InputError
+
+Evaluate = Callable[[Sequence[TrialEdit], int], list[Scores]]
+"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes)."""
+
+ATTEMPTS = 3
+"""How often a batch that runs out of memory is tried, each time with half the rows."""
+
+
+class StudyMismatch(InputError):
+    """The stored study was made from something else (model, prompts, settings, engine); going on would mix two
+    searches."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A scored trial. `index` counts from 0; the log and people count from 1 (`number`)."""
+
+    index: int
+    parameters: Parameters
+    scores: Scores
+
+    @property
+    def number(self) -> int:
+        return self.index + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is to do.
+
+    Args:
+        trials: how many the study holds in all when it is done.
+        batch: trials evaluated together.
+        startup: trials drawn at random before the sampler learns.
+        seed: of the sampler.
+        warm_starts: parameters of the first trials.
+        rows: how many rows one batch needs at most (trials x prompts): where halving starts when memory runs out.
+    """
+
+    trials: int
+    batch: int
+    startup: int
+    seed: int
+    warm_starts: Sequence[Parameters] = ()
+    rows: int = 0
+
+
+class Stop:
+    """Set by the first Ctrl-C (SIGINT) or SIGTERM while a search runs; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a request to end after the batch under way.
+
+    Only the main thread can hear signals.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.Study:
+    """The study of this name, made if it is not there.
+
+    Args:
+        storage: an Optuna storage URL, or the path of an SQLite file.
+        name: the study's name in that storage.
+        fingerprint: what the study's numbers depend on, part by part (`model`, `search prompts`, a setting's name ...).
+
+    Raises:
+        StudyMismatch: a study of that name was made from something else; the message lists what differs.
+        BrunoError: the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = storage if "://" in storage else f"sqlite:///{Path(storage).absolute()}"
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(url, engine_kwargs=engine),
+            study_name=name,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
+        stored = study.user_attrs.get("fingerprint")
+        if stored is None:
+            study.set_metric_names(["refusal rate", "KL divergence"])
+            study.set_user_attr("fingerprint", fingerprint)
+    except (optuna.exceptions.OptunaError, OSError, ValueError, ImportError) as error:
+        raise BrunoError(
+            f"The study storage {storage} cannot be opened ({error})", fix="Check search.storage"
+        ) from error
+    if stored is not None and stored != fingerprint:
+        differing = sorted(key for key in {*stored, *fingerprint} if stored.get(key) != fingerprint.get(key))
+        changes = "; ".join(
+            f"{key}: {stored.get(key, 'nothing')} then, {fingerprint.get(key, 'nothing')} now" for key in differing
+        )
+        raise StudyMismatch(
+            f"The study {name} was made from something else ({changes})",
+            fix="Set it back to go on, or start afresh with another --out or --search.study",
+        )
+    return study
+
+
+def finished_trials(study: optuna.Study) -> list[Finished]:
+    """The scored trials, by index."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        scores = Scores(**trial.user_attrs["scores"])
+        found.setdefault(trial.user_attrs["index"], Finished(trial.user_attrs["index"], dict(trial.params), scores))
+    return [found[index] for index in sorted(found)]
+
+
+def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, emit: Emit, stop: Stop) -> bool:
+    """Run the study up to `plan.trials` trials.
+
+    Every trial is stored as it is scored. One that runs out of memory `ATTEMPTS` times, or whose KL is not a number, is
+    stored as failed, and the study goes on.
+
+    Returns:
+        True when the study is whole, False when `stop` was requested first.
+    """
+    decided, drawn = _recover(study)
+    if decided:
+        emit(Resumed(next_trial=_first_missing(decided) + 1, completed=len(decided)))
+    started, done, rows = time.monotonic(), 0, 0
+    while (first := _first_missing(decided)) < plan.trials:
+        if stop.requested:
+            return False
+        end = min(plan.trials, (first // plan.batch + 1) * plan.batch)
+        indices = [index for index in range(first, end) if index not in decided]
+        trials = [_ask(study, space, plan, index, drawn.get(index)) for index in indices]
+        emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=trials[0].params))
+        results, rows = _evaluate(evaluate, [space.edit(trial.params) for trial in trials], plan, rows, emit)
+        for index, trial, result in zip(indices, trials, results, strict=True):
+            if index != first:
+                emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=trial.params))
+            _tell(study, trial, index, result, emit)
+            decided.add(index)
+        done += len(indices)
+        elapsed = time.monotonic() - started
+        left = elapsed / done * (plan.trials - len(decided))
+        emit(Progress(completed=len(decided), trials=plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
+    return True
+
+
+def _recover(study: optuna.Study) -> tuple[set[int], dict[int, Parameters]]:
+    """Indices that have their result, and the parameters of those that were drawn by a process that died.
+
+    The dead process's trials are marked failed, so that the sampler no longer counts them as running.
+    """
+    decided: set[int] = set()
+    drawn: dict[int, Parameters] = {}
+    for trial in study.get_trials(deepcopy=False):
+        index = trial.user_attrs.get("index")
+        if trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
+        elif index is not None and (trial.state == TrialState.COMPLETE or "reason" in trial.user_attrs):
+            decided.add(index)
+            continue
+        if index is not None and trial.user_attrs.get("drawn"):
+            drawn[index] = dict(trial.params)
+    return decided, drawn
+
+
+def _first_missing(decided: set[int]) -> int:
+    return next(index for index in range(len(decided) + 1) if index not in decided)
+
+
+def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Parameters | None) -> optuna.Trial:
+    """Draw trial `index`: as the dead process drew it, or as a warm start says, or by the sampler seeded for this
+    index."""
+    seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
+    )
+    fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
+    study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
+    trial = study.ask()
+    trial.set_user_attr("index", index)
+    space.suggest(trial)
+    trial.set_user_attr("drawn", True)
+    return trial
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | str, emit: Emit) -> None:
+    """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already."""
+    if isinstance(result, Scores) and not math.isfinite(result.kl):
+        result = f"its KL divergence is {result.kl}"
+    if isinstance(result, str):
+        trial.set_user_attr("reason", result)
+        study.tell(trial, state=TrialState.FAIL)
+        emit(TrialFailed(trial=index + 1, reason=result))
+        return
+    trial.set_user_attr("scores", asdict(result))
+    study.tell(trial, [result.rate, result.kl])
+    emit(TrialScored(trial=index + 1, **asdict(result)))
+
+
+def _evaluate(
+    evaluate: Evaluate, edits: list[TrialEdit], plan: Plan, rows: int, emit: Emit
+) -> tuple[Sequence[Scores | str], int]:
+    """Scores of a batch, with half the rows after each time memory ran out; and the rows that worked, for the next
+    one."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return evaluate(edits, rows), rows
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler: the exception's traceback holds the tensors that filled the memory.
+        emit(OutOfMemory(attempt=attempt, attempts=ATTEMPTS))
+        release_memory()
+        rows = max(1, (rows or plan.rows) // 2)
+    return [f"out of memory {ATTEMPTS} times, the last with {rows * 2} rows"] * len(edits), rows
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or in the machine."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give cached blocks back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
