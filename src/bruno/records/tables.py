@@ -20,14 +20,14 @@ class UtcTime(TypeDecorator[datetime]):
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("a time without a zone cannot be recorded")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002
         return None if value is None else value.replace(tzinfo=UTC)
 
 
@@ -179,7 +179,7 @@ class Constraint(SQLModel, table=True):
     constraint_id: int | None = Field(default=None, primary_key=True)
     run_id: str | None = None
     rule: str
-    value: Any = Field(default=None, sa_type=JSON)
+    value: Any = Field(default=None, sa_column=Column(JSON, nullable=True))
     words: str
     set_at: datetime = Field(sa_type=UtcTime)
     lifted_at: datetime | None = Field(default=None, sa_type=UtcTime)
@@ -196,7 +196,7 @@ class Observation(SQLModel, table=True):
     source: str
     """log, events, process, provider, disk, study, person."""
     subject: str
-    value: Any = Field(default=None, sa_type=JSON)
+    value: Any = Field(default=None, sa_column=Column(JSON, nullable=True))
 
 
 class Discrepancy(SQLModel, table=True):
