@@ -249,8 +249,12 @@ class Account:
     credit: float | None
     balance: float | None = None
     email: str | None = None
-    has_billing: bool | None = None
     read_at: datetime | None = None
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any], *, read_at: datetime) -> Account:
+        """The account from the provider's object."""
+        return cls(_number(body.get("credit")), _number(body.get("balance")), _text(body.get("email")), read_at)
 
 
 @dataclass(frozen=True)
