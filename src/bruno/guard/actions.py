@@ -6,8 +6,9 @@ function: `fleet` and `runs` carry it out, and refuse without a permit that cove
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,7 +26,7 @@ class Risk(IntEnum):
 class Target(BaseModel):
     """Exactly which instance: all three must agree with the provider, the pinned host key's record and the label file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     instance_id: int
     label: str
     ssh_port: int | None = None
@@ -33,7 +34,7 @@ class Target(BaseModel):
 
 
 class _Action(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
     risk: ClassVar[Risk]
     inverse: ClassVar[str] = ""
     """How to undo it, in words; empty when it cannot be undone."""
@@ -60,26 +61,30 @@ class CreateInstance(_Action):
     offer_id: int
     machine_id: int
     gpu: str
-    gpu_count: int
+    gpu_count: int = Field(ge=1)
     image: str
-    disk_gb: float
-    label: str
+    disk_gb: float = Field(gt=0)
+    label: str = Field(min_length=1)
     """Unique to the run, so that a lost reply can be reconciled by looking for it."""
-    max_dph: float
+    max_dph: float = Field(gt=0)
     """$/h, disk included: the price shown. A dearer offer at the moment of acting is refused."""
 
     def calls(self) -> tuple[str, ...]:
         return (
-            f"vastai create instance {self.offer_id} --image {self.image} --disk {self.disk_gb:g} --label {self.label} "
-            "--ssh --direct --cancel-unavail",
+            f"vastai create instance {self.offer_id} --image {shlex.quote(self.image)} --disk {self.disk_gb:g} "
+            f"--label {shlex.quote(self.label)} --ssh --direct --cancel-unavail",
         )
 
     def describe(self) -> str:
         count = f"{self.gpu_count} x " if self.gpu_count > 1 else ""
-        return f"rent {count}{self.gpu} (offer {self.offer_id}, {self.disk_gb:g} GB disk) at up to ${self.max_dph:.3f}/h"
+        return (
+            f"rent {count}{self.gpu} (offer {self.offer_id}, {self.disk_gb:g} GB disk) at up to ${self.max_dph:.3f}/h"
+        )
 
     def blast_radius(self) -> str:
-        return "billing starts at once and goes on until the instance is stopped; its disk is billed until it is destroyed"
+        return (
+            "billing starts at once and goes on until the instance is stopped; its disk is billed until it is destroyed"
+        )
 
 
 class StartInstance(_Action):
@@ -89,7 +94,7 @@ class StartInstance(_Action):
     risk: ClassVar[Risk] = Risk.COSTLY
     inverse: ClassVar[str] = "stop the instance"
     target: Target
-    max_dph: float
+    max_dph: float = Field(gt=0)
 
     def calls(self) -> tuple[str, ...]:
         return (f"vastai start instance {self.target.instance_id}",)
@@ -165,6 +170,11 @@ class RunPlaybook(_Action):
     steps: tuple[str, ...]
     """Each step in one line, as shown to the person."""
     engine_argv: tuple[str, ...]
+    model: str
+    """What is reshaped: a hub id, or `demo`."""
+    behaviour: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The engine's settings that somebody said: they travel with the run and are part of what is confirmed."""
 
     def calls(self) -> tuple[str, ...]:
         return self.steps

@@ -25,6 +25,16 @@ class RuleHit(BaseModel):
     reason: str
     fix: str = ""
 
+    @classmethod
+    def deny(cls, rule: str, reason: str, fix: str = "") -> RuleHit:
+        """The plan may not be carried out, whatever is typed."""
+        return cls(rule=rule, verdict=Verdict.DENY, reason=reason, fix=fix)
+
+    @classmethod
+    def warn(cls, rule: str, reason: str) -> RuleHit:
+        """Something to know before answering; it neither asks nor denies by itself."""
+        return cls(rule=rule, verdict=Verdict.ALLOW, reason=reason)
+
 
 class Decision(BaseModel):
     """The strictest verdict of the rules that fired, and the exact word that confirms it."""
@@ -34,6 +44,13 @@ class Decision(BaseModel):
     hits: tuple[RuleHit, ...] = ()
     word: str = "yes"
     """`yes`, or `yes <label>` for what cannot be undone. Compared exactly after stripping blanks at the ends."""
+    plan_id: str = ""
+    """The plan it was made for. `mint` refuses a decision on another plan."""
+
+    @property
+    def warnings(self) -> tuple[RuleHit, ...]:
+        """What the person should know before answering: hits that neither confirm nor deny by themselves."""
+        return tuple(hit for hit in self.hits if hit.verdict is Verdict.ALLOW)
 
     @property
     def reasons(self) -> tuple[str, ...]:

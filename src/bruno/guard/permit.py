@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -21,6 +21,7 @@ from bruno.guard.plan import Plan
 
 _SECRET = secrets.token_bytes(32)
 KEYBOARD_SECONDS = 60.0
+_CLOCK_SLACK = timedelta(seconds=5)
 
 
 class Origin(StrEnum):
@@ -41,7 +42,7 @@ class Permit:
     origin: Origin
     minted_at: datetime
     expires_at: datetime
-    seal: str
+    seal: str = field(repr=False)
 
     @property
     def plan_id(self) -> str:
@@ -51,13 +52,15 @@ class Permit:
         """Raise Denied unless this permit is genuine, unexpired and its plan contains exactly `action`."""
         if not hmac.compare_digest(self.seal, _seal(self.plan_id, self.origin, self.minted_at, self.expires_at)):
             raise Denied("this permit was not made by a confirmation", fix="Ask for the plan again and confirm it")
-        if now >= self.expires_at:
+        if not self.minted_at - _CLOCK_SLACK <= now < self.expires_at:
             raise Denied("the confirmation has expired", fix="Ask for the plan again and confirm it")
         if action not in tuple(step.action for step in self.plan.steps):
             raise Denied(f"the confirmed plan does not contain: {action.describe()}", fix="Ask for a plan that does")
 
 
-def mint(plan: Plan, decision: Decision, typed: str, *, origin: Origin, now: datetime, seconds: float = KEYBOARD_SECONDS) -> Permit:
+def mint(
+    plan: Plan, decision: Decision, typed: str, *, origin: Origin, now: datetime, seconds: float = KEYBOARD_SECONDS
+) -> Permit:
     """Turn what the person typed into a permit.
 
     Args:
@@ -69,8 +72,10 @@ def mint(plan: Plan, decision: Decision, typed: str, *, origin: Origin, now: dat
 
     Raises:
         NotConfirmed: the word is not the one asked for, or the plan has expired.
-        Denied: the guard did not ask for confirmation, or the origin cannot confirm.
+        Denied: the guard did not ask for confirmation, decided on another plan, or the origin cannot confirm.
     """
+    if decision.plan_id != plan.plan_id:
+        raise Denied("the guard's decision was made for another plan", fix="Ask for the plan again")
     if decision.verdict is not Verdict.CONFIRM:
         raise Denied(f"the guard's verdict is {decision.verdict.value}, which no word can confirm")
     if origin in (Origin.ASSISTANT, Origin.PLAYBOOK):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import secrets
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,7 +19,7 @@ from bruno.guard.actions import Action, Risk
 class Fact(BaseModel):
     """Something the plan rests on. `value` None means unknown, which never counts as fine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     value: str | int | float | bool | None
     source: str
@@ -32,7 +31,7 @@ class Fact(BaseModel):
 class Cost(BaseModel):
     """Money, in US dollars. None is unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     per_hour: float | None = None
     hours: float | None = None
     total: float | None = None
@@ -43,7 +42,7 @@ class Cost(BaseModel):
 class Step(BaseModel):
     """One act of the plan, as shown and as executed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     action: Action
     why: str = ""
 
@@ -51,7 +50,7 @@ class Step(BaseModel):
 class Plan(BaseModel):
     """Ordered steps with their facts and cost. Frozen: a changed plan is another plan, with another id."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     title: str
     run_id: str | None = None
     steps: tuple[Step, ...]
@@ -63,9 +62,12 @@ class Plan(BaseModel):
     expires_at: datetime
     nonce: str = Field(default_factory=lambda: secrets.token_hex(8))
 
-    @cached_property
+    @property
     def plan_id(self) -> str:
-        """Hex sha256 of the canonical JSON. The first 12 characters are shown; the whole is compared."""
+        """Hex sha256 of the canonical JSON. The first 12 characters are shown; the whole is compared.
+
+        Computed on every use: pydantic's `model_copy` would carry a cached id over to a changed plan.
+        """
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

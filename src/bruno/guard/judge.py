@@ -1,0 +1,99 @@
+"""The guard's verdict on a plan. Pure: facts come in with the plan and its context, a decision goes out.
+
+Deny wins over confirm, confirm over allow. Unknown is never fine: a price, a list or a target that could not be read denies what
+would rest on it. What a person should know before the answer (no model saved, the process still runs) comes as a warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, StartInstance
+from bruno.guard.budget import judge_costs
+from bruno.guard.decision import Decision, RuleHit, Verdict
+from bruno.guard.instructions import judge_instructions
+from bruno.guard.plan import Plan
+from bruno.guard.rules import Rules, shipped
+from bruno.guard.targets import judge_targets
+from bruno.intents import SetConstraint
+
+_TYPABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the guard must know beside the plan. None is unknown, never zero."""
+
+    now: datetime
+    rules: Rules = field(default_factory=shipped)
+    live_instances: int | None = None
+    """How many instances run or are about to, by the provider's own list."""
+    constraints: tuple[SetConstraint, ...] = ()
+    """The person's standing instructions."""
+    credit: float | None = None
+    """US dollars left on the account."""
+
+
+def judge(plan: Plan, context: Context) -> Decision:
+    """Apply every rule to `plan`; the strictest verdict stands. Never raises for what a plan says."""
+    hits = tuple(_hits(plan, context))
+    denied = any(hit.verdict is Verdict.DENY for hit in hits)
+    if denied:
+        return Decision(verdict=Verdict.DENY, hits=hits, plan_id=plan.plan_id)
+    if plan.risk > Risk.READ:
+        return Decision(verdict=Verdict.CONFIRM, hits=hits, word=confirm_word(plan, hits), plan_id=plan.plan_id)
+    return Decision(verdict=Verdict.ALLOW, hits=hits, plan_id=plan.plan_id)
+
+
+def confirm_word(plan: Plan, hits: tuple[RuleHit, ...] = ()) -> str:
+    """`yes`; or `yes <label>` when a step cannot be undone or a rule asks for the label.
+
+    A label that cannot be typed (blanks, other scripts) gives way to the instance's id.
+    """
+    named = plan.risk is Risk.IRREVERSIBLE or any(hit.rule == "name-the-target" for hit in hits)
+    targets = [step.action.target for step in plan.steps if getattr(step.action, "target", None)]  # pyright: ignore
+    if not named or not targets:
+        return "yes"
+    target = targets[-1]
+    return f"yes {target.label if _TYPABLE.fullmatch(target.label) else target.instance_id}"
+
+
+def _hits(plan: Plan, context: Context) -> Iterator[RuleHit]:
+    yield from _shape(plan, context)
+    yield from judge_costs(plan, context.rules, context.live_instances, context.credit)
+    yield from judge_targets(plan)
+    yield from judge_instructions(plan, context.constraints)
+    for step in plan.steps:
+        action = step.action
+        if action.risk > Risk.READ:
+            reach = action.blast_radius()
+            undo = f"to undo: {action.inverse}" if action.inverse else "this cannot be undone"
+            reason = f"{action.describe()}; {reach + '; ' if reach else ''}{undo}"
+            yield RuleHit(rule=f"{action.risk.name.lower()}-needs-yes", verdict=Verdict.CONFIRM, reason=reason)
+
+
+def _shape(plan: Plan, context: Context) -> Iterator[RuleHit]:
+    """What is wrong with the plan itself, whatever it does."""
+    if not plan.steps:
+        yield RuleHit.deny("empty-plan", "the plan has no step")
+    if plan.expired(context.now):
+        yield RuleHit.deny("plan-expired", "the plan has expired", "Ask again: prices and machines change")
+    for kinds, rule, what in (
+        ((DestroyInstance,), "one-destroy", "destroys"),
+        ((CreateInstance, StartInstance), "one-rent", "rents or starts"),
+    ):
+        count = sum(isinstance(step.action, kinds) for step in plan.steps)
+        if count > 1:
+            yield RuleHit.deny(
+                rule, f"the plan {what} {count} instances", "Take them one at a time, each with its own yes"
+            )
+    values: dict[str, object] = {}
+    for fact in plan.facts:
+        if fact.name in values and values[fact.name] != fact.value:
+            yield RuleHit.deny(
+                "facts-disagree", f"two sources disagree about {fact.name}: {values[fact.name]} and {fact.value}"
+            )
+        values[fact.name] = fact.value
