@@ -119,6 +119,18 @@ class SetConstraint(_Intent):
     """What the person said, shown beside the rule."""
 
 
+class LiftConstraint(_Intent):
+    """Take an instruction back."""
+
+    kind: Literal["lift_constraint"] = "lift_constraint"
+    number: int | None = Field(default=None, ge=1)
+    """As listed by `show_constraints`; None: the only one there is."""
+
+
+class ShowConstraints(_Intent):
+    kind: Literal["show_constraints"] = "show_constraints"
+
+
 class ReportTrouble(_Intent):
     """The person saw something ("it looks stuck", "refusals are not 0"): evidence is gathered, never "it's fine"."""
 
@@ -146,6 +158,8 @@ Intent = Annotated[
     | ResumeRun
     | StopEverything
     | SetConstraint
+    | LiftConstraint
+    | ShowConstraints
     | ReportTrouble
     | ShowHelp,
     Field(discriminator="kind"),

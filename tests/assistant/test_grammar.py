@@ -37,6 +37,7 @@ def test_documented_sentences(words: str, kind: str, fields: dict) -> None:
         ("start demo on 2x H100", "start_run", {"model": "demo", "gpu": "h100", "count": 2}),
         ("run ./models/mine on an A100 SXM4", "start_run", {"model": "./models/mine", "gpu": "a100"}),
         ("start demo on an h200 under $3.50 per hour", "start_run", {"model": "demo", "gpu": "h200", "max_dph": 3.5}),
+        ("start demo on a toaster", "start_run", {"model": "demo", "gpu": "toaster"}),
         ("stop 101", "stop_instance", {"target": "101"}),
     ],
 )
@@ -56,7 +57,6 @@ def test_ways_of_writing(words: str, kind: str, fields: dict) -> None:
         "clean up",
         "close it",
         "start",
-        "start demo on a toaster",
         "start demo on 0 x H100",
         "yes",
         "y",

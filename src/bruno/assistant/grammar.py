@@ -28,7 +28,7 @@ _WITH_UNIT = re.compile(r"(\$?\d+(?:\.\d+)?)(\$?/h(?:our|r)?|gb|g|x|\$)", re.IGN
 _PER_HOUR = re.compile(r"\$?/h(?:our|r)?", re.IGNORECASE)
 _WORD = re.compile(r"[a-z][a-z']*|\?")
 _LITERAL = re.compile(r"\{[^}]*\}|<[^>]*>")
-_NUMBERS = frozenset({"disk_gb", "max_dph", "count", "trials"})
+_NUMBERS = frozenset({"disk_gb", "max_dph", "count", "trials", "number"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Grammar:
         lists: dict[str, Any] = {name: TextSlotList.from_tuples(figures, name=name) for name in _NUMBERS}
         lists |= {name: TextSlotList.from_tuples(names, name=name) for name in ("model", "behaviour")}
         lists["target"] = TextSlotList.from_tuples(names + figures, name="target")
-        lists["gpu"] = TextSlotList.from_tuples(list(self._gpu_words.items()), name="gpu")
+        # A GPU may be a name nobody knows: the operator then suggests the nearest, which beats "not understood".
+        lists["gpu"] = TextSlotList.from_tuples([*self._gpu_words.items(), *names], name="gpu")
         lists["trouble"] = TextSlotList.from_strings(self._table["trouble"]["words"], name="trouble")
         lists["anything"] = WildcardSlotList(name="anything")
         return lists
@@ -128,6 +129,8 @@ class Grammar:
                 if _PER_HOUR.fullmatch(part):
                     out.append("perhour")
                     continue
+                if part == "$":
+                    continue
                 figure = _FIGURE.fullmatch(part)
                 if part.lower() in self._vocabulary:
                     out.append(part.lower())
@@ -147,7 +150,7 @@ def _intent(kind: str, slots: dict[str, Any], sentence: _Sentence, words: str) -
     for name, value in slots.items():
         if name in ("trouble", "anything"):
             continue
-        if name == "gpu":
+        if isinstance(value, str):
             values[name] = value
         else:
             values[name] = sentence.figures[value] if value >= 0 else sentence.names[-1 - value]

@@ -1,0 +1,134 @@
+"""Stop and destroy: which instance exactly, what dies with it, and a plan whose facts the guard can hold against the provider."""
+
+from __future__ import annotations
+
+from bruno.errors import BrunoError, InputError
+from bruno.fleet.errors import HostKeyChanged, WrongHost
+from bruno.fleet.host import Host, connect
+from bruno.fleet.host_keys import HostKeys
+from bruno.fleet.keys import key_pair
+from bruno.fleet.models import Instance, Listing, State
+from bruno.guard.actions import DestroyInstance, StopInstance, Target
+from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
+from bruno.guard.sanitise import safe_line
+from bruno.records import InstanceRecord, Run
+from bruno.runs.evidence import Evidence, gather
+from bruno.runs.world import World
+
+_STATUS = {State.PROVISIONING: "loading", State.LOST: "offline", State.FAILED: "exited"}
+"""The guard's words for states that have a name of their own here."""
+REACH_SECONDS = 15.0
+
+
+def plan_end(instance: Instance, world: World, *, destroy: bool) -> Plan:
+    """The plan that stops (or destroys) this one instance. Looks at the machine first: what runs there, what was saved.
+
+    Raises:
+        HostKeyChanged, WrongHost: what answers at the instance's address is another machine; nothing may be done to it.
+    """
+    record = world.records.instance(instance.id)
+    run = _run_of(record, world)
+    host, problem = _reach(instance, world)
+    try:
+        evidence = gather(world, run, host) if run else None
+        label_file = _label_file(host)
+    finally:
+        if host:
+            host.close()
+    target = Target(instance_id=instance.id, label=instance.label or "", ssh_port=instance.ssh_port)
+    kills = _kills(evidence, run)
+    action = DestroyInstance(target=target, loses=kills) if destroy else StopInstance(target=target, kills=kills)
+    created, expires = lifetime(world.clock(), minutes=5)
+    return Plan(
+        title=action.describe()[0].upper() + action.describe()[1:],
+        run_id=run.run_id if run else None,
+        steps=(Step(action=action),),
+        facts=_facts(instance, record, evidence, label_file, unreachable=host is None and bool(problem)),
+        notes=_notes(instance, evidence, problem, destroy=destroy),
+        cost=Cost(per_hour=instance.dph_total, stopped_per_day=0.0 if destroy else instance.stopped_per_day),
+        created_at=created,
+        expires_at=expires,
+    )
+
+
+def require_known(listing: Listing) -> None:
+    """Raise when the provider's list cannot be trusted: what is stopped must have been seen."""
+    if not listing.known:
+        raise InputError(
+            f"the provider's list of instances could not be read ({safe_line(listing.problem)}), so nothing can be chosen from it",
+            fix="Nothing was done. Try again, or look at the provider's console",
+        )
+
+
+def open_host(instance: Instance, world: World, *, patience: float = REACH_SECONDS) -> Host:
+    """A connection to the instance, checked against its pinned host key and its label file."""
+    return connect(
+        instance,
+        key_pair(world.paths.keys),
+        HostKeys(world.paths.known_hosts),
+        patience=patience,
+        clock=world.clock,
+        sleep=world.sleep,
+    )
+
+
+def _reach(instance: Instance, world: World) -> tuple[Host | None, str]:
+    if instance.state is not State.RUNNING:
+        return None, ""
+    try:
+        return open_host(instance, world), ""
+    except (HostKeyChanged, WrongHost):
+        raise  # somebody else's machine answers there: that is no reason to stop it harder
+    except BrunoError as error:
+        return None, str(error)
+
+
+def _label_file(host: Host | None) -> str | None:
+    return host.identify().strip() if host else None
+
+
+def _run_of(record: InstanceRecord | None, world: World) -> Run | None:
+    return world.records.run(record.run_id) if record and record.run_id else None
+
+
+def _kills(evidence: Evidence | None, run: Run | None) -> str:
+    if evidence is None:
+        return "every process on it; bruno did not start this instance and knows nothing of what runs there" if not run else ""
+    return evidence.kills
+
+
+def _facts(
+    instance: Instance, record: InstanceRecord | None, evidence: Evidence | None, label_file: str | None, *, unreachable: bool
+) -> tuple[Fact, ...]:
+    status = _STATUS.get(instance.state, instance.state.value)
+    facts = [
+        Fact(name="instance_id", value=instance.id, source="provider", checked=True),
+        Fact(name="label", value=instance.label, source="provider", checked=True),
+        Fact(name="status", value=status, source="provider", checked=True),
+        Fact(name="ssh_port", value=instance.ssh_port, source="connection"),
+        Fact(name="provider_ssh_port", value=instance.ssh_port, source="provider", checked=True),
+        Fact(name="label_file", value=label_file, source="host"),
+        Fact(name="host_unreachable", value=unreachable, source="host"),
+        Fact(name="rented_by_bruno", value=record is not None, source="records"),
+    ]
+    for name in ("process_running", "model_saved", "trial", "trials"):
+        facts.append(Fact(name=name, value=evidence.value(name) if evidence else None, source="host"))
+    return tuple(facts)
+
+
+def _notes(instance: Instance, evidence: Evidence | None, problem: str, *, destroy: bool) -> tuple[str, ...]:
+    notes = [f"{item.name.replace('_', ' ')}: {_worded(item.value)} ({item.source}{'; ' + item.note if item.note else ''})" for item in evidence.items] if evidence else []
+    if problem:
+        notes.append(f"the machine could not be asked: {safe_line(problem)}")
+    if evidence:
+        notes += [f"sources disagree: {line}" for line in evidence.disagreements]
+    if destroy:
+        notes.append("everything on its disk is deleted; this cannot be undone")
+    elif instance.stopped_per_day is not None:
+        notes.append(f"a stopped instance keeps its disk: ${instance.stopped_per_day:.2f} per day until it is destroyed")
+        notes.append("its GPU may be rented by somebody else meanwhile; then it cannot be started again")
+    return tuple(str(safe_line(note)) for note in notes)
+
+
+def _worded(value: object) -> str:
+    return {None: "unknown", True: "yes", False: "no"}.get(value, str(value))  # type: ignore[call-overload]
