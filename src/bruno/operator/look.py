@@ -56,7 +56,9 @@ def run_view(run: Run, world: World) -> RunView:
         label=run.label,
         trial=progress.trial,
         trials=progress.trials or run.trials,
-        initial=(progress.initial_refusals.refused, progress.initial_refusals.prompts) if progress.initial_refusals else None,
+        initial=(progress.initial_refusals.refused, progress.initial_refusals.prompts)
+        if progress.initial_refusals
+        else None,
         last=_trial(reading.trials[-1]) if reading.trials else None,
         best=_trial(progress.best),
         history=tuple(view for trial in reading.trials if (view := _trial(trial))),
@@ -68,7 +70,11 @@ def run_view(run: Run, world: World) -> RunView:
         local_model=run.local_model,
         problem=str(safe_line(run.problem or progress.failed or "", 600)),
         discrepancies=tuple(
-            str(safe_line(f"{row.subject}: the {row.source} says {row.said}, the {row.other_source} says {row.against}", 400))
+            str(
+                safe_line(
+                    f"{row.subject}: the {row.source} says {row.said}, the {row.other_source} says {row.against}", 400
+                )
+            )
             for row in world.records.discrepancies(run.run_id)
         ),
         read_at=reading.read_at,
@@ -165,5 +171,3 @@ def _elapsed(run: Run, now: datetime) -> float:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-

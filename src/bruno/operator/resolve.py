@@ -97,13 +97,15 @@ def _ask_hub(model_id: str) -> ModelAlias:
     from bruno.settings.secrets import secret
 
     unknown = f"the size of {model_id} is unknown"
-    own = f"Or give it a name in config.toml: [models.NAME] with id = \"{model_id}\" and weights_gb"
+    own = f'Or give it a name in config.toml: [models.NAME] with id = "{model_id}" and weights_gb'
     try:
         info = HfApi(token=secret("hf_token") or False).model_info(model_id, files_metadata=True, timeout=10)
     except GatedRepoError as error:
         raise InputError(f"{model_id} is gated", fix="Accept its licence on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"the hub has no model {model_id}", fix="Check the name; private models need HF_TOKEN") from error
+        raise InputError(
+            f"the hub has no model {model_id}", fix="Check the name; private models need HF_TOKEN"
+        ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise InputError(f"{unknown}: the hub cannot be reached", fix=f"Check the network. {own}") from error
     sizes = [file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]

@@ -90,7 +90,8 @@ def _cheapest(intent: StartRun, gpu: Gpu, disk_gb: float, world: World) -> Offer
     if dearer:
         cheapest = min(offer.dph_total for offer in dearer)
         raise InputError(
-            f"no offer for {wanted} under ${intent.max_dph:g}/h", fix=f"The cheapest costs ${cheapest:.3f}/h with that disk"
+            f"no offer for {wanted} under ${intent.max_dph:g}/h",
+            fix=f"The cheapest costs ${cheapest:.3f}/h with that disk",
         )
     smaller = find_offers(world, gpu, count=intent.count, disk_gb=8, max_dph=intent.max_dph)
     if smaller:
@@ -125,9 +126,7 @@ def _engine_settings(intent: StartRun, model: Model, settings: EngineSettings) -
     return said
 
 
-def _actions(
-    world: World, offer: Offer, disk_gb: float, name: str, engine: dict[str, Any]
-) -> list[tuple[Action, str]]:
+def _actions(world: World, offer: Offer, disk_gb: float, name: str, engine: dict[str, Any]) -> list[tuple[Action, str]]:
     fleet = world.settings.fleet
     key = key_pair(world.paths.keys)
     actions: list[tuple[Action, str]] = []
@@ -180,9 +179,7 @@ def _facts(
     )
 
 
-def _notes(
-    model: Model, need: DiskNeed, disk_gb: float, forecast: Estimate, engine: dict[str, Any]
-) -> tuple[str, ...]:
+def _notes(model: Model, need: DiskNeed, disk_gb: float, forecast: Estimate, engine: dict[str, Any]) -> tuple[str, ...]:
     notes = [f"disk: {line}" for line in need.arithmetic]
     notes.append(f"disk asked for: {disk_gb:g} GB")
     notes += [f"time: {line}" for line in forecast.arithmetic]

@@ -93,12 +93,21 @@ def _run_of(record: InstanceRecord | None, world: World) -> Run | None:
 
 def _kills(evidence: Evidence | None, run: Run | None) -> str:
     if evidence is None:
-        return "every process on it; bruno did not start this instance and knows nothing of what runs there" if not run else ""
+        return (
+            "every process on it; bruno did not start this instance and knows nothing of what runs there"
+            if not run
+            else ""
+        )
     return evidence.kills
 
 
 def _facts(
-    instance: Instance, record: InstanceRecord | None, evidence: Evidence | None, label_file: str | None, *, unreachable: bool
+    instance: Instance,
+    record: InstanceRecord | None,
+    evidence: Evidence | None,
+    label_file: str | None,
+    *,
+    unreachable: bool,
 ) -> tuple[Fact, ...]:
     status = _STATUS.get(instance.state, instance.state.value)
     facts = [
@@ -117,7 +126,14 @@ def _facts(
 
 
 def _notes(instance: Instance, evidence: Evidence | None, problem: str, *, destroy: bool) -> tuple[str, ...]:
-    notes = [f"{item.name.replace('_', ' ')}: {_worded(item.value)} ({item.source}{'; ' + item.note if item.note else ''})" for item in evidence.items] if evidence else []
+    notes = (
+        [
+            f"{item.name.replace('_', ' ')}: {_worded(item.value)} ({item.source}{'; ' + item.note if item.note else ''})"
+            for item in evidence.items
+        ]
+        if evidence
+        else []
+    )
     if problem:
         notes.append(f"the machine could not be asked: {safe_line(problem)}")
     if evidence:
@@ -125,7 +141,9 @@ def _notes(instance: Instance, evidence: Evidence | None, problem: str, *, destr
     if destroy:
         notes.append("everything on its disk is deleted; this cannot be undone")
     elif instance.stopped_per_day is not None:
-        notes.append(f"a stopped instance keeps its disk: ${instance.stopped_per_day:.2f} per day until it is destroyed")
+        notes.append(
+            f"a stopped instance keeps its disk: ${instance.stopped_per_day:.2f} per day until it is destroyed"
+        )
         notes.append("its GPU may be rented by somebody else meanwhile; then it cannot be started again")
     return tuple(str(safe_line(note)) for note in notes)
 

@@ -203,6 +203,7 @@ class Happening(_View):
     """Something that happened while a plan is carried out; the faces append it to their log."""
 
     at: datetime
-    level: Literal["info", "good", "warn", "bad"] = "info"
+    level: Literal["quiet", "info", "good", "warn", "bad"] = "info"
+    """quiet: a view has changed (new log lines, progress); nothing to add to the conversation."""
     text: str
     run_id: str | None = None

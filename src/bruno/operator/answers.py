@@ -1,0 +1,288 @@
+"""Intent -> reply. One small function an intent; a table names them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bruno.errors import InputError
+from bruno.guard.permit import Origin
+from bruno.guard.sanitise import safe_line
+from bruno.intents import (
+    ChatWith,
+    Clarification,
+    DestroyInstance,
+    FetchModel,
+    Intent,
+    LiftConstraint,
+    Option,
+    ReportTrouble,
+    ResumeRun,
+    SetConstraint,
+    ShowOffers,
+    ShowProgress,
+    StartRun,
+    StopInstance,
+    WatchRun,
+)
+from bruno.operator.look import offer_view
+from bruno.operator.resolve import candidates, find_gpu
+from bruno.operator.start import find_offers, plan_start
+from bruno.operator.stop import open_host, plan_end, require_known
+from bruno.operator.views import Answer, Ask, Instances, Offers, Progress, Reply, Talk, Watch
+from bruno.runs.evidence import gather
+
+if TYPE_CHECKING:
+    from bruno.fleet.models import Instance
+    from bruno.operator.service import Operator
+
+SHOW_DISK_GB = 100.0
+"""Disk that offers are priced with when no model was named."""
+
+
+def answer(operator: Operator, intent: Intent, origin: Origin, words: str) -> Reply:
+    """The reply to one intent. Reads the world; changes nothing but standing instructions."""
+    return _ANSWERS[intent.kind](operator, intent, origin, words)
+
+
+def _start(operator: Operator, intent: StartRun, origin: Origin, words: str) -> Reply:
+    listing = operator.world.vast.instances()
+    plan = plan_start(intent, operator.world, listing, operator.account())
+    return operator.card(plan, origin=origin, words=words, listing=listing)
+
+
+def _stop(operator: Operator, intent: StopInstance | DestroyInstance, origin: Origin, words: str) -> Reply:
+    destroy = isinstance(intent, DestroyInstance)
+    listing = operator.world.vast.instances()
+    require_known(listing)
+    found = candidates(intent.target, listing, operator.world.records.instances())
+    if intent.target is None and not destroy:
+        found = [each for each in found if not each.stopped] or found
+    if len(found) > 1:
+        return Ask(clarification=_which(found, destroy=destroy))
+    if not found:
+        raise InputError(_none_found(operator, intent.target, listing.instances), fix="See: bruno instances")
+    if found[0].stopped and not destroy:
+        per_day = found[0].stopped_per_day
+        cost = f"${per_day:.2f} per day" if per_day is not None else "an unknown amount per day"
+        return Answer(
+            text=f"instance {found[0].id} ({safe_line(found[0].label or '')}) is stopped already; its disk costs {cost}"
+        )
+    plan = plan_end(found[0], operator.world, destroy=destroy)
+    return operator.card(plan, origin=origin, words=words, listing=listing)
+
+
+def _which(found: list[Instance], *, destroy: bool) -> Clarification:
+    verb = "Destroy" if destroy else "Stop"
+    make = DestroyInstance if destroy else StopInstance
+    ends = "deletes it and its disk for ever" if destroy else "kills every process on it; its disk stays"
+    options = tuple(
+        Option(
+            letter=letter,  # type: ignore[arg-type]
+            text=f"{verb} {each.id}, label {safe_line(each.label or 'none')}, {safe_line(each.gpu or 'GPU unknown')}, {each.state.value}",
+            consequence=ends,
+            intent=make(target=str(each.id)),
+        )
+        for letter, each in zip("ABCDEF", found, strict=False)
+    )
+    return Clarification(question=f"Which instance? ({len(found)} could be meant)", options=options)
+
+
+def _none_found(operator: Operator, target: str | None, instances: tuple[Instance, ...]) -> str:
+    listed = ", ".join(f"{each.id} ({safe_line(each.label or 'no label')})" for each in instances) or "none"
+    if target is None:
+        return f'no instance of bruno\'s own is there for "it"; the account has: {listed}'
+    return f"no instance {safe_line(target)}; the account has: {listed}"
+
+
+def _progress(operator: Operator, intent: ShowProgress, *_: Any) -> Reply:
+    if intent.target:
+        return Progress(runs=(operator.run(intent.target),))
+    runs = operator.runs()
+    live = tuple(run for run in runs if run.state.live)
+    if not runs:
+        return Answer(text="there are no runs yet", suggestions=("start demo on an H200",))
+    return Progress(runs=live or runs[:1])
+
+
+def _watch(operator: Operator, intent: WatchRun | ResumeRun, *_: Any) -> Reply:
+    return Watch(run_id=operator.latest_run(intent.target).run_id)
+
+
+def _instances(operator: Operator, *_: Any) -> Reply:
+    return Instances(view=operator.instances(fresh=True))
+
+
+def _runs(operator: Operator, *_: Any) -> Reply:
+    return Progress(runs=operator.runs())
+
+
+def _offers(operator: Operator, intent: ShowOffers, *_: Any) -> Reply:
+    gpu = find_gpu(intent.gpu, operator.settings) if intent.gpu else None
+    found = find_offers(operator.world, gpu, count=intent.count, disk_gb=SHOW_DISK_GB, max_dph=intent.max_dph)
+    if not found:
+        ceiling = f" under ${intent.max_dph:g}/h" if intent.max_dph else ""
+        return Answer(text=f"no offers for {gpu.name if gpu else 'any GPU'}{ceiling} right now", failed=True)
+    return Offers(rows=tuple(offer_view(offer) for offer in found))
+
+
+def _costs(operator: Operator, *_: Any) -> Reply:
+    view = operator.instances(fresh=True)
+    rows: list[tuple[str, ...]] = [("run or instance", "state", "$/h now", "$ so far", "$ per day when stopped")]
+    for run in operator.runs():
+        rows.append((run.run_id, run.state.value, _dollars(run.per_hour), _dollars(run.spent), ""))
+    for each in view.rows:
+        if each.run_id is None:
+            rows.append(
+                (
+                    f"{each.instance_id} {each.label}",
+                    each.status,
+                    _dollars(each.per_hour),
+                    "unknown",
+                    _dollars(each.stopped_per_day),
+                )
+            )
+    credit = f"${view.credit:.2f}" if view.credit is not None else "unknown"
+    known = (
+        ""
+        if view.known
+        else f" The provider's list could not be read ({view.problem}): what else is billed is unknown."
+    )
+    return Answer(text=f"credit left: {credit}.{known}", rows=tuple(rows), failed=not view.known)
+
+
+def _dollars(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _fetch(operator: Operator, intent: FetchModel, *_: Any) -> Reply:
+    run = operator.latest_run(intent.target)
+    if run.local_model:
+        return Answer(text=f"the model of {run.run_id} is home already: {run.local_model}")
+    return Watch(run_id=run.run_id)
+
+
+def _chat(operator: Operator, intent: ChatWith, *_: Any) -> Reply:
+    models = operator.local_models()
+    name = intent.model
+    if name is None:
+        if not models:
+            raise InputError("no model is at home yet", fix="Finish a run first, or name a folder: bruno chat FOLDER")
+        runs = [run for run in operator.runs() if run.local_model]
+        name = runs[0].run_id if runs else next(iter(models))
+    beside = next((run.model for run in operator.runs() if name in (run.run_id, run.local_model)), None)
+    if name in models:
+        return Talk(model=str(models[name]), beside=beside)
+    if Path(name).expanduser().is_dir() or name == "demo" or "/" in name:
+        return Talk(model=name, beside=beside)
+    raise InputError(f"no model {name!r} at home", fix=f"At home: {', '.join(models) or 'none'}")
+
+
+def _stop_everything(operator: Operator, *_: Any) -> Reply:
+    count = operator.cancel_all()
+    head = f"STOP: let go of {count} thing{'s' if count != 1 else ''} under way here; nothing new is started."
+    view = operator.instances(fresh=True)
+    if not view.known:
+        return Answer(text=f"{head} What is left running is unknown: {view.problem}", failed=True)
+    rows = [("instance", "label", "status", "$/h")]
+    rows += [(str(each.instance_id), each.label, each.status, _dollars(each.per_hour)) for each in view.rows]
+    left = sum(each.per_hour or 0 for each in view.rows if each.status not in ("stopped", "lost"))
+    text = f"{head} Left on the account: {len(view.rows)} instance(s), ${left:.3f}/h while they run. To stop one: stop <id>"
+    return Answer(text=text, rows=tuple(rows))
+
+
+def _set_constraint(operator: Operator, intent: SetConstraint, *_: Any) -> Reply:
+    operator.world.records.add_constraint(intent)
+    return Answer(
+        text=f'kept: "{safe_line(intent.words)}" is held against every later plan. To take it back: forget the instruction'
+    )
+
+
+def _constraints(operator: Operator, *_: Any) -> Reply:
+    rows = [
+        (str(row.constraint_id), row.words, row.rule.replace("_", " ")) for row in operator.world.records.constraints()
+    ]
+    if not rows:
+        return Answer(text="no instructions are in force")
+    return Answer(text="instructions in force", rows=(("number", "your words", "rule"), *rows))
+
+
+def _lift(operator: Operator, intent: LiftConstraint, *_: Any) -> Reply:
+    rows = operator.world.records.constraints()
+    if intent.number is None and len(rows) != 1:
+        raise InputError(f"{len(rows)} instructions are in force", fix="Say which: forget instruction NUMBER")
+    row = rows[0] if intent.number is None else next((r for r in rows if r.constraint_id == intent.number), None)
+    if row is None or row.constraint_id is None:
+        raise InputError(f"no instruction {intent.number} is in force", fix="See: instructions")
+    operator.world.records.lift_constraint(row.constraint_id)
+    return Answer(text=f'taken back: "{row.words}"')
+
+
+def _trouble(operator: Operator, intent: ReportTrouble, *_: Any) -> Reply:
+    """The person says one thing, the data another: both are shown, with sources, and neither is called fine."""
+    view = operator.latest_run(intent.target)
+    world = operator.world
+    run = world.records.run(view.run_id)
+    before = [row for row in world.records.observations(run.run_id) if row.source == "person"]
+    world.records.observe(
+        source="person", subject="trouble", value=intent.words, run_id=run.run_id, instance_id=run.instance_id
+    )
+    instance = world.vast.instance(run.instance_id) if run.instance_id else None
+    host = None
+    notes = []
+    try:
+        if instance is not None:
+            host = open_host(instance, world)
+    except Exception as error:  # noqa: BLE001 - whatever keeps the machine silent is evidence to show, not a reason to stop looking
+        notes.append(f"the machine could not be asked: {error}")
+    try:
+        evidence = gather(world, run, host)
+    finally:
+        if host:
+            host.close()
+    rows = [("what", "value", "source", "note")]
+    rows.append(("you", str(safe_line(intent.words)), "person", ""))
+    rows += [
+        (
+            item.name,
+            "unknown" if item.value is None else str(safe_line(str(item.value))),
+            item.source,
+            str(safe_line(item.note)),
+        )
+        for item in evidence.items
+    ]
+    rows.append(("provider status", instance.state.value if instance else "gone or unknown", "provider", ""))
+    head = f"discrepancy: you say {safe_line(intent.words)!r}. This is what each source says about {run.run_id}"
+    if before:
+        head += f". You raised this {len(before)} time(s) before: nothing new is started until you say what you want"
+    return Answer(text=". ".join([head, *notes, *evidence.disagreements]), rows=tuple(rows))
+
+
+def _help(operator: Operator, *_: Any) -> Reply:
+    seen: dict[str, str] = {}
+    for words, kind, _fields in operator.grammar.examples():
+        seen.setdefault(kind, words)
+    return Answer(text="things to say", suggestions=tuple(seen.values()))
+
+
+_ANSWERS: dict[str, Callable[..., Reply]] = {
+    "start_run": _start,
+    "stop_instance": _stop,
+    "destroy_instance": _stop,
+    "watch_run": _watch,
+    "resume_run": _watch,
+    "show_progress": _progress,
+    "show_instances": _instances,
+    "show_runs": _runs,
+    "show_offers": _offers,
+    "show_costs": _costs,
+    "fetch_model": _fetch,
+    "chat_with": _chat,
+    "stop_everything": _stop_everything,
+    "set_constraint": _set_constraint,
+    "show_constraints": _constraints,
+    "lift_constraint": _lift,
+    "report_trouble": _trouble,
+    "show_help": _help,
+}

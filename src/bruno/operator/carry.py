@@ -1,0 +1,98 @@
+"""Plans carried out. Everything that changes the world goes through `runs.acting` or the runner, each with the permit."""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import TYPE_CHECKING
+
+from bruno.errors import RunFailed
+from bruno.guard.actions import DestroyInstance, RunPlaybook, StopInstance
+from bruno.guard.permit import Permit
+from bruno.guard.plan import Plan
+from bruno.operator.views import Answer, Happening
+from bruno.records.tables import RunState
+from bruno.runs.acting import perform
+from bruno.runs.events import Kind, RunEvent
+from bruno.runs.runner import Runner
+
+if TYPE_CHECKING:
+    from bruno.operator.service import OnHappening, Operator
+
+_LEVELS = {
+    Kind.WARNING: "warn",
+    Kind.DISCREPANCY: "warn",
+    Kind.FAILED: "bad",
+    Kind.FINISHED: "good",
+    Kind.STEP_DONE: "good",
+}
+_QUIET = frozenset({Kind.LOG, Kind.PROGRESS, Kind.TRANSFER})
+"""Kinds that a face shows as a view, not as a line each."""
+
+
+def carry_out(
+    operator: Operator, plan: Plan, permit: Permit, *, on_event: OnHappening, follow: bool, cancel: Event
+) -> Answer:
+    """Every step of a confirmed plan, in order. A run's own steps are the runner's."""
+    playbook = next((step.action for step in plan.steps if isinstance(step.action, RunPlaybook)), None)
+    if playbook is not None:
+        runner = Runner(operator.world)
+        run_id = runner.begin(
+            plan, permit, model=playbook.model, settings=playbook.settings, behaviour=playbook.behaviour
+        )
+        return follow_run(operator, run_id, on_event=on_event, cancel=cancel, until_launch=not follow)
+    told = []
+    for step in plan.steps:
+        on_event(_say(operator, step.action.describe(), plan.run_id))
+        result = perform(step.action, permit, operator.world, run_id=plan.run_id)
+        told.append(_outcome(step.action, result, plan))
+        on_event(_say(operator, told[-1], plan.run_id, good=True))
+    return Answer(text="; ".join(told))
+
+
+def follow_run(
+    operator: Operator,
+    run_id: str,
+    *,
+    on_event: OnHappening,
+    cancel: Event,
+    retry: bool = False,
+    until_launch: bool = False,
+) -> Answer:
+    """The run from where its records leave it to its end, or until `cancel` is set."""
+
+    def hear(event: RunEvent) -> None:
+        if until_launch and event.kind is Kind.STEP_DONE and event.step == "launch":
+            cancel.set()
+        on_event(_happening(event))
+
+    run = Runner(operator.world).carry_on(run_id, hear, cancel, retry=retry)
+    view = operator.run(run.run_id)
+    if run.state == RunState.FINISHED:
+        best = f"; best {view.best.refusals}/{view.best.prompts} refusals" if view.best else ""
+        cost = f"; ${view.per_hour:.3f}/h goes on until the instance is stopped (say: stop it)" if view.per_hour else ""
+        return Answer(text=f"{run.run_id} is done: {run.local_model or 'no model was saved'}{best}{cost}")
+    if run.state == RunState.ACTIVE:
+        cost = f" at ${view.per_hour:.3f}/h" if view.per_hour is not None else ""
+        return Answer(text=f"let go of {run.run_id}: it goes on without bruno on instance {run.instance_id}{cost}")
+    raise RunFailed(f"{run.run_id}: {run.problem or run.state}", fix="See: bruno progress, then resume or stop it")
+
+
+def _outcome(action: object, result: dict[str, object], plan: Plan) -> str:
+    if isinstance(action, StopInstance):
+        per_day = plan.cost.stopped_per_day
+        cost = (
+            f"its disk still costs ${per_day:.2f} per day" if per_day is not None else "what its disk costs is unknown"
+        )
+        return f"instance {action.target.instance_id} is stopped, the provider says so; {cost} until it is destroyed"
+    if isinstance(action, DestroyInstance):
+        return f"instance {action.target.instance_id} is gone, the provider says so; it costs nothing any more"
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.items()) or "done"
+
+
+def _happening(event: RunEvent) -> Happening:
+    level = "quiet" if event.kind in _QUIET else _LEVELS.get(event.kind, "info")
+    return Happening(at=event.at, level=level, text=str(event.text), run_id=event.run_id)  # type: ignore[arg-type]
+
+
+def _say(operator: Operator, text: str, run_id: str | None, *, good: bool = False) -> Happening:
+    return Happening(at=operator.world.clock(), level="good" if good else "info", text=text, run_id=run_id)
