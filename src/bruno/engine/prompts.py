@@ -40,7 +40,7 @@ class Source(BaseModel):
     column: str = ""
     """Column that holds the prompt ("" = text, prompt, instruction, question or goal, or the only text column)."""
     kind: str = ""
-    """The demo's kind: overrefused or ordinary."""
+    """The demo's kind: over_refused or ordinary."""
 
 
 @dataclass(frozen=True)

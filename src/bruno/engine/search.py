@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 import signal
+import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import optuna
+import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from bruno.engine.edits import TrialEdit
@@ -32,6 +34,9 @@ from bruno.errors import BrunoError, InputError
 
 Evaluate = Callable[[Sequence[TrialEdit], int], list[Scores]]
 """Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes)."""
+
+STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
+"""What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
 
 ATTEMPTS = 3
 """How often a batch that runs out of memory is tried, each time with half the rows."""
@@ -119,22 +124,16 @@ def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.S
         BrunoError: the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = storage if "://" in storage else f"sqlite:///{Path(storage).absolute()}"
-    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(url, engine_kwargs=engine),
-            study_name=name,
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
+            storage=_storage(storage), study_name=name, directions=["minimize", "minimize"], load_if_exists=True
         )
         stored = study.user_attrs.get("fingerprint")
         if stored is None:
-            study.set_metric_names(["refusal rate", "KL divergence"])
             study.set_user_attr("fingerprint", fingerprint)
-    except (optuna.exceptions.OptunaError, OSError, ValueError, ImportError) as error:
+    except (*STORAGE_ERRORS, OSError, ValueError, ImportError) as error:
         raise BrunoError(
-            f"The study storage {storage} cannot be opened ({error})", fix="Check search.storage"
+            f"The study storage {storage} cannot be opened ({_reason(error)})", fix="Check search.storage"
         ) from error
     if stored is not None and stored != fingerprint:
         differing = sorted(key for key in {*stored, *fingerprint} if stored.get(key) != fingerprint.get(key))
@@ -146,6 +145,32 @@ def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.S
             fix="Set it back to go on, or start afresh with another --out or --search.study",
         )
     return study
+
+
+def _storage(storage: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage for a URL or the path of an SQLite file.
+
+    SQLite writes ahead and syncs at checkpoints: a trial is some twenty commits, which a killed process loses none of
+    this way, and which would take longer than scoring it if each one waited for the disk.
+    """
+    if "://" in storage and not storage.startswith("sqlite"):
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    path = storage.removeprefix("sqlite:///")
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: Optuna and SQLAlchemy wrap the useful sentence in general ones."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def finished_trials(study: optuna.Study) -> list[Finished]:
@@ -221,7 +246,11 @@ def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Param
         seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
     )
     fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
-    study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
+    if fixed:
+        with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
+    study.sampler = sampler
     trial = study.ask()
     trial.set_user_attr("index", index)
     space.suggest(trial)
