@@ -93,6 +93,14 @@ class Writer:
     transposed: bool = False
     post_norm_gain: torch.Tensor | None = None
 
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d, d_in), whatever the stored orientation; a quantised module packs its weight, so its features count."""
+        if isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        rows, columns = attrgetter("weight")(self.module).shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
     def weight(self) -> torch.Tensor:
         """W as [d, d_in] in fp32, on the module's device."""
         weight = attrgetter("weight")(self.module)
@@ -143,7 +151,7 @@ def find_writers(model: PreTrainedModel) -> list[Writer]:
     family = FAMILIES.get(config.model_type)
     writers = _writers_of_family(model, family, config) if family else _discover(model, config)
     for writer in writers:
-        rows, _ = _shape(writer)
+        rows, _ = writer.weight_shape
         if rows != config.hidden_size:
             raise UnsupportedModel(f"{writer.name} writes {rows} values, the residual stream has {config.hidden_size}")
     return writers
@@ -278,12 +286,3 @@ def residual_error(model: PreTrainedModel, writers: list[Writer]) -> float:
         scalar = (added * sum_written).sum() / sum_written.square().sum().clamp_min(1e-30)
         errors.append(float((added - scalar * sum_written).norm() / added.norm().clamp_min(1e-30)))
     return max(errors)
-
-
-def _shape(writer: Writer) -> tuple[int, int]:
-    """(d, d_in) of a writer; a quantised module packs its weight, so the declared features count."""
-    module = writer.module
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    rows, columns = attrgetter("weight")(module).shape
-    return (columns, rows) if writer.transposed else (rows, columns)

@@ -85,16 +85,16 @@ def generate(
 
 @torch.inference_mode()
 def first_token_logprobs(
-    loaded: LoadedModel, prepared: PreparedPrompts, *, session: EditSession | None = None
+    loaded: LoadedModel, prepared: PreparedPrompts, *, session: EditSession | None = None, rows: int = 0
 ) -> torch.Tensor:
     """log p(first answer token), [T, N, V] fp32 on the model's device.
 
     Without a session, or for a trial that edits nothing, these are the kept ones of `prepare`: KL(base, base) is 0
-    exactly.
+    exactly. `rows` is the most prompts in one pass (0: as prepared).
     """
     prefixes = prefix_of_trials(loaded, prepared, session)
     result: torch.Tensor | None = None
-    for item in prepared.batches:
+    for item in prepared.pieces(rows):
         for trial, prefix in enumerate(prefixes):
             logprobs = trial_pass(loaded, prepared, item, prefix, session, trial).logits.float().log_softmax(-1)
             if result is None:
@@ -110,6 +110,7 @@ def answer_logprobs(
     answers: list[list[int]],
     *,
     session: EditSession | None = None,
+    rows: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher-forced log-probabilities over given answers, one for each prompt, of at most K tokens.
 
@@ -125,7 +126,7 @@ def answer_logprobs(
         mask[row, : len(answer)] = True
     prefixes = prefix_of_trials(loaded, prepared, session)
     result: torch.Tensor | None = None
-    for item in prepared.batches:
+    for item in prepared.pieces(rows):
         indices = item.batch.indices.to(device)
         for trial, prefix in enumerate(prefixes):
             done = trial_pass(loaded, prepared, item, prefix, session, trial)
@@ -183,7 +184,7 @@ def _waves(
     """The passes of all trials over all prompts, gathered into waves of about `rows` rows (at least one pass each)."""
     prefixes = prefix_of_trials(loaded, prepared, session)
     wave: list[_Started] = []
-    for item in prepared.batches:
+    for item in prepared.pieces(rows):
         for trial, prefix in enumerate(prefixes):
             if wave and sum(len(s.item.batch.indices) for s in wave) + len(item.batch.indices) > rows:
                 yield wave

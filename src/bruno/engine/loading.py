@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from bruno.engine.architectures import Writer, decoder_config, find_writers
 from bruno.engine.chat_format import pad_token
+from bruno.engine.checkpoint import stored_writers
 from bruno.engine.events import Emit, Fallback, ModelLoaded
 from bruno.engine.memory import is_out_of_memory
 from bruno.errors import BrunoError, InputError
@@ -63,7 +64,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
 
     Raises:
         InputError: no such model, gated, offline, custom code without `trust_remote_code`, no such device; says which
-            and what to do.
+            and what to do; or files that `export` could not edit.
         UnsupportedModel: the architecture cannot be edited whole.
         BrunoError: no data type gave finite logits.
     """
@@ -75,6 +76,8 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
     tokenizer = _tokenizer(source, settings)
     model = _model(source, settings, device, emit)
     writers = find_writers(model)
+    if settings.export.save:
+        stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
     config = decoder_config(model)
     emit(
         ModelLoaded(

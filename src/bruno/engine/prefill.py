@@ -52,6 +52,16 @@ class PreparedBatch:
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     keys_values: KeysValues = field(default_factory=list)
 
+    def rows(self, part: slice) -> PreparedBatch:
+        """Some of the rows, as views."""
+        return PreparedBatch(
+            batch=Batch(*(getattr(self.batch, name)[part] for name in Batch.__dataclass_fields__)),
+            mask=self.mask[part],
+            logits=self.logits[part],
+            states={block: state[part] for block, state in self.states.items()},
+            keys_values=[(keys[part], values[part]) for keys, values in self.keys_values],
+        )
+
 
 @dataclass(frozen=True)
 class PreparedPrompts:
@@ -79,6 +89,15 @@ class PreparedPrompts:
         if not self.reuse or not self.batches or first_layer >= self.layers:
             return self.layers if self.reuse else 0
         return max((block for block in self.batches[0].states if block <= first_layer), default=0)
+
+    def pieces(self, rows: int) -> Iterator[PreparedBatch]:
+        """The batches, cut where they have more than `rows` rows (0: as they are)."""
+        for item in self.batches:
+            count = len(item.batch.indices)
+            if not rows or count <= rows:
+                yield item
+            else:
+                yield from (item.rows(slice(begin, begin + rows)) for begin in range(0, count, rows))
 
 
 @dataclass(frozen=True)
@@ -217,16 +236,13 @@ def _prepare(loaded: LoadedModel, prompts: EncodedPrompts, rows: int, prefix: in
 @torch.inference_mode()
 def _check_reuse(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     """Compare a pass from the middle with a plain one on a few real prompts; why reuse is unsafe, or ""."""
-    item = prepared.batches[0]
+    item = prepared.batches[0].rows(slice(0, 4))
     start = prepared.start(loaded.layers // 2)
-    few = slice(0, min(4, len(item.batch.indices)))
-    indices = item.batch.indices[few].tolist()
+    indices = item.batch.indices.tolist()
     chosen = EncodedPrompts(tuple(prepared.prompts.ids[i] for i in indices), prepared.prompts.pad_id)
     try:
         cache = _cache_of(prepared.prefix_keys_values, len(indices))
-        part = Batch(*(getattr(item.batch, name)[few] for name in Batch.__dataclass_fields__))
-        state = item.states[start][few] if start else None
-        resumed = _forward(loaded, part, item.mask[few], cache, start, state)
+        resumed = _forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
         (whole,) = chosen.batches(len(indices), loaded.device)
         plain = torch.empty_like(resumed)
         plain[whole.indices] = _forward(loaded, whole, whole.attention_mask, DynamicCache())
