@@ -1,0 +1,46 @@
+"""`bruno config`: the settings in force, the defaults with their documentation, where the file is."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    *,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="The defaults instead, as a commented config.toml.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> int:
+    """The settings in force: command line, environment, file and defaults merged."""
+    from bruno.cli.session import settings_in_force
+    from bruno.cli.show import Output
+    from bruno.settings.console import Settings
+    from bruno.settings.render import document
+
+    settings = Settings() if defaults else settings_in_force(ctx.obj)
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json(settings.model_dump(mode="json"))
+    else:
+        output.line(document(settings).rstrip("\n"))
+    return 0
+
+
+@app.command()
+def path(ctx: typer.Context) -> int:
+    """The config file in force, and where one would be read from."""
+    from bruno.cli.show import Output
+    from bruno.settings.load import find_config
+    from bruno.settings.paths import paths
+
+    found = find_config(ctx.obj.config, os.environ)
+    Output().line(str(found) if found else f"no config file; one would be read from ./config.toml or {paths().config}")
+    return 0
