@@ -115,7 +115,7 @@ class ActRows:
                 raise RecordsError(f"act {act_id} is settled already: {act.outcome}")
             now = self._clock()
             said = {"act": act_id, "outcome": outcome.value, "result": dict(result or {}), "problem": problem}
-            seq = audit.append(session, "act ended", redacted(said), at=now, run_id=act.run_id, plan_id=act.plan_id)
+            seq = audit.append(session, "act ended", said, at=now, run_id=act.run_id, plan_id=act.plan_id)
             changes = {"outcome": outcome.value, "result": dict(result or {}), "problem": problem, "ended_at": now}
             return self._set(session, act, {**changes, "audit_after": seq})
 

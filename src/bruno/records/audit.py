@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlmodel import Session, col, select
 
+from bruno.records.redaction import redacted
 from bruno.records.tables import Act, AuditEntry
 
 GENESIS = "0" * 64
@@ -56,7 +57,7 @@ def append(
     run_id: str | None = None,
     plan_id: str | None = None,
 ) -> int:
-    """Add the next entry and return its number. `session` holds the write lock, so no other entry can come between."""
+    """Add the next entry, redacted, and return its number. `session` holds the write lock, so no other entry can come between."""
     last = session.exec(select(AuditEntry).order_by(col(AuditEntry.seq).desc()).limit(1)).first()
     entry = AuditEntry(
         seq=last.seq + 1 if last else 1,
@@ -65,7 +66,7 @@ def append(
         origin=origin,
         run_id=run_id,
         plan_id=plan_id,
-        data=canonical(data),
+        data=canonical(redacted(dict(data))),
         previous=last.hash if last else GENESIS,
         hash="",
     )

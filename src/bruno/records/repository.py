@@ -15,7 +15,7 @@ from bruno.intents import SetConstraint
 from bruno.records import audit
 from bruno.records.acts import ActRows
 from bruno.records.database import Database, RecordsError
-from bruno.records.redaction import redacted, redacted_row
+from bruno.records.redaction import redacted_row
 from bruno.records.tables import (
     AuditEntry,
     Constraint,
@@ -260,8 +260,7 @@ class Records(ActRows):
     ) -> int:
         """Append one entry and return its number."""
         with self._db.write() as session:
-            clean = redacted(dict(data))
-            return audit.append(session, kind, clean, at=self._clock(), origin=origin, run_id=run_id, plan_id=plan_id)
+            return audit.append(session, kind, data, at=self._clock(), origin=origin, run_id=run_id, plan_id=plan_id)
 
     def audit_entries(self, after: int = 0) -> list[AuditEntry]:
         """Entries numbered above `after`, in order."""

@@ -4,6 +4,8 @@ JSON columns hold plain dicts and lists. Text that came from people, hosts or th
 (`repository`), so no row holds a key.
 """
 
+# pyright: reportAssignmentType=false
+# (SQLModel declares __tablename__ as a declared_attr; plain strings are how it is documented to be set.)
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What a run tells the faces while it goes on. One frozen shape: `text` is always ready to show, the rest is for those who draw more."""
+"""What a run tells the faces while it goes on: one frozen shape whose `text` is always ready to show."""
 
 from __future__ import annotations
 

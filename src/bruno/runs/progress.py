@@ -58,6 +58,8 @@ class Progress(_Frozen):
     initial_refusals: Count | None = None
     best: TrialResult | None = None
     """Fewest refusals, then least KL, of the trials this log has seen."""
+    history: tuple[TrialResult, ...] = ()
+    """Every scored trial this log has seen, by number."""
     selected: TrialResult | None = None
     resumed_from: int | None = None
     elapsed_seconds: float | None = None
@@ -78,6 +80,8 @@ class Progress(_Frozen):
     """The last line that says what is being done."""
     warnings: tuple[str, ...] = ()
     """The last few warnings (fallbacks, notices), oldest first."""
+    unreadable: int = 0
+    """Lines of events.jsonl that are no whole event, or counts that cannot be (5/4)."""
 
     @computed_field
     @property

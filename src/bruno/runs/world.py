@@ -1,4 +1,4 @@
-"""The world a run lives in: records, provider, settings, folders, time. One object handed down, so tests can hand down another."""
+"""The world a run lives in: records, provider, settings, folders, time. Handed down, so that tests can hand down another."""
 
 from __future__ import annotations
 
