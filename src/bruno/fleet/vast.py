@@ -56,7 +56,7 @@ class Vast:
         check_address(self.url)
         self._throttle = Throttle(clock, sleep)
         self._lock = Lock()
-        self._client: VastAI | None = None
+        self._client: Any = None
         self._latest: Listing | None = None
 
     def offers(self, query: OfferQuery) -> list[Offer]:
