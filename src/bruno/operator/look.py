@@ -19,7 +19,7 @@ from bruno.records.tables import RunState as Recorded
 from bruno.records.tables import StepState
 from bruno.runs.money import money
 from bruno.runs.progress import Progress, TrialResult
-from bruno.runs.readers import read_home
+from bruno.runs.home import read_home
 from bruno.runs.world import World
 
 _STATE_OF_STEP = {
@@ -59,9 +59,9 @@ def run_view(run: Run, world: World) -> RunView:
         initial=(progress.initial_refusals.refused, progress.initial_refusals.prompts)
         if progress.initial_refusals
         else None,
-        last=_trial(reading.trials[-1]) if reading.trials else None,
+        last=_trial(progress.history[-1]) if progress.history else None,
         best=_trial(progress.best),
-        history=tuple(view for trial in reading.trials if (view := _trial(trial))),
+        history=tuple(view for trial in progress.history if (view := _trial(trial))),
         elapsed_seconds=_elapsed(run, world.clock()),
         remaining_seconds=progress.remaining_seconds,
         spent=costs.spent,
