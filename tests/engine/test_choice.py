@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from bruno.engine.choice import choose, pareto_front
 from bruno.engine.scores import Scores
-from bruno.engine.search import Finished
+from bruno.engine.search import FinishedTrial
 
 
 def trial(index, refusals, kl):
-    return Finished(index, {}, Scores(refusals=refusals, prompts=60, kl=kl))
+    return FinishedTrial(index, {}, Scores(refusals=refusals, prompts=60, kl=kl))
 
 
 CASES = [

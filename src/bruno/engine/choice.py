@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bruno.engine.search import Finished
+from bruno.engine.search import FinishedTrial
 
 
-def pareto_front(trials: Sequence[Finished]) -> list[Finished]:
+def pareto_front(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
     """Trials that no other beats in refusals and KL at once: fewest refusals first, one for each count.
 
     Of trials with equal scores the earliest stays.
     """
-    front: list[Finished] = []
+    front: list[FinishedTrial] = []
     for trial in sorted(trials, key=lambda trial: (trial.scores.refusals, trial.scores.kl, trial.index)):
         if not front or trial.scores.kl < front[-1].scores.kl:
             front.append(trial)
     return front
 
 
-def choose(trials: Sequence[Finished], kl_ceiling: float) -> tuple[Finished, str]:
+def choose(trials: Sequence[FinishedTrial], kl_ceiling: float) -> tuple[FinishedTrial, str]:
     """The trial with the fewest refusals among those at or below the KL ceiling (nats); then the smaller KL.
 
     Returns:

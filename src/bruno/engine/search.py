@@ -28,6 +28,7 @@ from optuna.trial import TrialState
 
 from bruno.engine.edits import TrialEdit
 from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
+from bruno.engine.memory import is_out_of_memory
 from bruno.engine.scores import Scores
 from bruno.engine.space import Parameters, Space
 from bruno.errors import BrunoError, InputError
@@ -48,7 +49,7 @@ class StudyMismatch(InputError):
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedTrial:
     """A scored trial. `index` counts from 0; the log and people count from 1 (`number`)."""
 
     index: int
@@ -133,7 +134,7 @@ def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.S
             study.set_user_attr("fingerprint", fingerprint)
     except (*STORAGE_ERRORS, OSError, ValueError, ImportError) as error:
         raise BrunoError(
-            f"The study storage {storage} cannot be opened ({_reason(error)})", fix="Check search.storage"
+            f"The study storage {storage} cannot be opened ({innermost(error)})", fix="Check search.storage"
         ) from error
     if stored is not None and stored != fingerprint:
         differing = sorted(key for key in {*stored, *fingerprint} if stored.get(key) != fingerprint.get(key))
@@ -166,20 +167,27 @@ def _storage(storage: str) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
 
 
-def _reason(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """The innermost cause in one line: Optuna and SQLAlchemy wrap the useful sentence in general ones."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def finished_trials(study: optuna.Study) -> list[Finished]:
+def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
     """The scored trials, by index."""
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         scores = Scores(**trial.user_attrs["scores"])
-        found.setdefault(trial.user_attrs["index"], Finished(trial.user_attrs["index"], dict(trial.params), scores))
+        found.setdefault(
+            trial.user_attrs["index"], FinishedTrial(trial.user_attrs["index"], dict(trial.params), scores)
+        )
     return [found[index] for index in sorted(found)]
+
+
+def remaining(study: optuna.Study, trials: int) -> int:
+    """How many of the first `trials` trials have no result yet."""
+    return trials - len({index for index in _decided(study) if index < trials})
 
 
 def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, emit: Emit, stop: Stop) -> bool:
@@ -191,7 +199,7 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
     Returns:
         True when the study is whole, False when `stop` was requested first.
     """
-    decided, drawn = _recover(study)
+    decided, drawn = _decided(study), _abandoned(study)
     if decided:
         emit(Resumed(next_trial=_first_missing(decided) + 1, completed=len(decided)))
     started, done, rows = time.monotonic(), 0, 0
@@ -215,23 +223,27 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
     return True
 
 
-def _recover(study: optuna.Study) -> tuple[set[int], dict[int, Parameters]]:
-    """Indices that have their result, and the parameters of those that were drawn by a process that died.
+def _decided(study: optuna.Study) -> set[int]:
+    """Indices that have their result: a score, or a failure with its reason."""
+    return {
+        trial.user_attrs["index"]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        if trial.state == TrialState.COMPLETE or "reason" in trial.user_attrs
+    }
 
-    The dead process's trials are marked failed, so that the sampler no longer counts them as running.
+
+def _abandoned(study: optuna.Study) -> dict[int, Parameters]:
+    """Parameters of trials that a process drew and did not live to score, by index.
+
+    Its running trials are marked failed, so that the sampler no longer counts them as running.
     """
-    decided: set[int] = set()
     drawn: dict[int, Parameters] = {}
-    for trial in study.get_trials(deepcopy=False):
-        index = trial.user_attrs.get("index")
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
         if trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
-        elif index is not None and (trial.state == TrialState.COMPLETE or "reason" in trial.user_attrs):
-            decided.add(index)
-            continue
-        if index is not None and trial.user_attrs.get("drawn"):
-            drawn[index] = dict(trial.params)
-    return decided, drawn
+        if trial.user_attrs.get("drawn") and "reason" not in trial.user_attrs:
+            drawn[trial.user_attrs["index"]] = dict(trial.params)
+    return drawn
 
 
 def _first_missing(decided: set[int]) -> int:
@@ -288,15 +300,6 @@ def _evaluate(
         release_memory()
         rows = max(1, (rows or plan.rows) // 2)
     return [f"out of memory {ATTEMPTS} times, the last with {rows * 2} rows"] * len(edits), rows
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or in the machine."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def release_memory() -> None:

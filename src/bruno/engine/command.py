@@ -1,0 +1,132 @@
+"""The engine's command line: `python -m bruno.engine [abliterate] MODEL --search.trials 8 ...` and `... chat MODEL`.
+
+Reads the settings, opens the run's folder, turns every failure into one line and an exit code. Heavy imports happen
+after the arguments were read, so a wrong setting is told at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from bruno.engine.events import Failed
+from bruno.engine.folder import STUDY_FILE, run_folder, write_whole
+from bruno.engine.log import Emitter
+from bruno.errors import BrunoError, InputError
+from bruno.settings.engine import EngineSettings
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells expect it."""
+
+_KEPT = "What was scored so far is kept; the same command goes on from there"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; the exit code is 0 only when all that was asked for is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in ("abliterate", "chat") else ("abliterate", argv)
+    # A rented machine is told to stop with SIGTERM: leave through the same door as Ctrl-C, so that half a model is
+    # removed.
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if verb == "chat":
+            from bruno.engine.chat import chat_command
+
+            return chat_command(rest)
+        return abliterate(load_settings(rest))
+    except BrunoError as error:
+        sys.stderr.write(f"Error: {_one_line(error)}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def load_settings(argv: Sequence[str]) -> EngineSettings:
+    """The engine's part of the settings in force; a model's short name becomes its id.
+
+    Only what was said is kept, so that a behaviour's own defaults can tell it from what was left open.
+
+    Raises:
+        InputError: an unknown setting or value, or no model.
+    """
+    from bruno.settings.load import load
+
+    settings = load(argv)
+    given = settings.model_dump(exclude_unset=True, include=set(EngineSettings.model_fields))
+    alias = settings.models.get(settings.model)
+    if alias is not None:
+        given["model"] = alias.id
+        given.setdefault("trust_remote_code", alias.trust_remote_code)
+        if alias.behaviour:
+            given.setdefault("behaviour", alias.behaviour)
+    if not given.get("model"):
+        raise InputError("No model was named", fix="Give a hub id, a local folder, or demo")
+    return EngineSettings.model_validate(given)
+
+
+def abliterate(settings: EngineSettings) -> int:
+    """One run in `settings.out`; what goes wrong is an event in its log too."""
+    with run_folder(Path(settings.out)) as folder, Emitter(folder) as emit:
+        try:
+            return _run(settings, folder, emit)
+        except BrunoError as error:
+            _tell(emit, folder, _one_line(error))
+            return error.exit_code
+        except KeyboardInterrupt:
+            _tell(emit, folder, "Interrupted")
+            return INTERRUPTED
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            _tell(emit, folder, f"{error.strerror or error}{where}")
+            return 1
+        except Exception as error:  # noqa: BLE001  (the last door: a defect is one line here, and whole in a file)
+            crash = folder / "crash.log"
+            write_whole(crash, lambda target: target.write_text(traceback.format_exc()))
+            _tell(emit, folder, f"Unexpected {type(error).__name__}: {_one_line(error)}. The whole of it is in {crash}")
+            return 1
+
+
+def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
+    """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    from bruno.engine.run import run
+    from bruno.engine.search import STORAGE_ERRORS, innermost
+
+    # Our log is the log: progress bars and advice of libraries would break its lines.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return 0 if run(settings, folder, emit) else INTERRUPTED
+    except STORAGE_ERRORS as error:
+        raise BrunoError(
+            f"The study cannot be read or written ({innermost(error)})", fix="Make room or check search.storage"
+        ) from error
+
+
+def _tell(emit: Emitter, folder: Path, message: str) -> None:
+    """The failure as the log's last event; a disk too full for that still leaves the human line."""
+    try:
+        emit(Failed(message=message, kept=_KEPT if (folder / STUDY_FILE).exists() else ""))
+    except OSError as error:
+        sys.stderr.write(f"Error: the log cannot be written either ({error.strerror})\n")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

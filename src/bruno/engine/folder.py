@@ -1,0 +1,104 @@
+"""The run's folder: one engine at a time, and files that are whole or not there.
+
+Layout: `events.jsonl`, `study.sqlite3`, `directions.safetensors`, `report.json`, `engine.lock`, and one folder for each
+saved model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from bruno.errors import BrunoError, InputError
+
+if TYPE_CHECKING:
+    from bruno.engine.directions import DirectionSet
+
+DIRECTIONS_FILE = "directions.safetensors"
+STUDY_FILE = "study.sqlite3"
+REPORT_FILE = "report.json"
+PID_FILE = "engine.pid"
+
+
+class FolderInUse(BrunoError):
+    """Another engine works in this folder; two would tell one study two stories."""
+
+
+@contextmanager
+def run_folder(path: Path) -> Iterator[Path]:
+    """Make the folder and hold its lock. The system frees the lock when the process ends, however it ends.
+
+    Raises:
+        FolderInUse: another process holds it.
+        InputError: the folder cannot be made or written.
+    """
+    path = path.expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "engine.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        holder = path / PID_FILE
+        who = f" (process {holder.read_text().strip()})" if holder.exists() else ""
+        raise FolderInUse(
+            f"The run folder {path} is in use by another engine{who}", fix="Wait for it, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"The run folder {path} cannot be used ({error.strerror})", fix="Choose another --out"
+        ) from error
+    try:
+        write_whole(path / PID_FILE, lambda target: target.write_text(f"{os.getpid()}\n"))
+        yield path
+    finally:
+        (path / PID_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary file beside `path`, then rename it there: a crash leaves the old file or the new
+    one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, lambda target: target.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def save_directions(folder: Path, directions: DirectionSet, key: str) -> None:
+    """Keep the directions of a run, so that a resume needs no second capture. `key` says what they were made from."""
+    from safetensors.torch import save_file
+
+    tensors = {name: getattr(directions, name).contiguous() for name in ("vectors", "weights", "separation")}
+    notes = json.dumps({"key": key, "used": directions.used, "skipped": directions.skipped})
+    write_whole(folder / DIRECTIONS_FILE, lambda target: save_file(tensors, target, metadata={"bruno": notes}))
+
+
+def load_directions(folder: Path, key: str) -> DirectionSet | None:
+    """The directions that were kept under this key; None when there are none, others, or a file that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    from bruno.engine.directions import DirectionSet
+
+    try:
+        with safe_open(folder / DIRECTIONS_FILE, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("bruno", "{}"))
+            if notes.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in ("vectors", "weights", "separation")}
+    except (OSError, SafetensorError, ValueError):
+        # Nothing is lost: they are made again from the prompts, and the log shows the capture.
+        return None
+    return DirectionSet(used=tuple(notes["used"]), skipped=notes["skipped"], **tensors)

@@ -1,0 +1,75 @@
+"""What a run found, for people and programs: `report.json` beside the study and inside the saved model, and the card's
+lines.
+
+Says what was measured and what was used, nothing else; counts stay raw beside their intervals.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bruno import __version__
+from bruno.engine.choice import pareto_front
+from bruno.engine.events import HeldOut
+from bruno.engine.folder import REPORT_FILE, write_json
+from bruno.engine.search import FinishedTrial, finished_trials
+
+if TYPE_CHECKING:
+    from bruno.engine.run import Run
+
+
+def card(run: Run, chosen: FinishedTrial, rule: str) -> dict[str, str]:
+    """Lines for the model card: what was done, with which settings and scores."""
+    initial = run.study.user_attrs.get("initial_refusals")
+    scores = chosen.scores
+    return {
+        "Behaviour removed": f"{run.behaviour.about} ({run.behaviour.name})",
+        "Refusals on the search prompts, before": f"{initial[0]}/{initial[1]}" if initial else "not measured",
+        "Refusals on the search prompts, after": f"{scores.refusals}/{scores.prompts}",
+        "First-token KL divergence from the base model": f"{scores.kl:.4f} nats",
+        "Trial": f"{chosen.number} of {run.settings.search.trials}, seed {run.settings.seed}",
+        "Chosen by": rule,
+        "Directions": ", ".join(run.directions.used),
+        "Norms kept": run.settings.edit.norm_mode,
+        "Made by": f"bruno {__version__}; everything else is in {REPORT_FILE}",
+    }
+
+
+def write_report(
+    run: Run, chosen: FinishedTrial, rule: str, saved: Path | None, held_out: HeldOut | None
+) -> dict[str, object]:
+    """Write `report.json` into the run's folder and into the saved model; return what was written."""
+    trials = finished_trials(run.study)
+    report: dict[str, object] = {
+        "model": run.settings.model,
+        "behaviour": run.behaviour.name,
+        "initial_refusals": run.study.user_attrs.get("initial_refusals"),
+        "chosen": _trial(chosen) | {"rule": rule, "parameters": chosen.parameters},
+        "held_out": held_out.model_dump(exclude={"kind", "time"}) if held_out else None,
+        "saved": str(saved) if saved else None,
+        "trials": {"scored": len(trials), "wanted": run.settings.search.trials, "together": run.batch},
+        "front": [_trial(trial) for trial in pareto_front(trials)],
+        "directions": {"used": run.directions.used, "skipped": run.directions.skipped},
+        "seconds_of_this_start": run.seconds,
+        "settings": run.settings.model_dump(mode="json"),
+        "fingerprint": run.identity,
+        "machine": {
+            "device": str(run.loaded.device),
+            "dtype": str(run.loaded.dtype).removeprefix("torch."),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "optuna")},
+            "bruno": __version__,
+        },
+    }
+    for folder in (run.folder, saved):
+        if folder is not None:
+            write_json(folder / REPORT_FILE, report)
+    return report
+
+
+def _trial(trial: FinishedTrial) -> dict[str, object]:
+    return {"trial": trial.number, **asdict(trial.scores)}

@@ -1,0 +1,337 @@
+"""The pipeline: load, capture, directions, base scores, search, choice, export, held-out report.
+
+Each stage is one function that reads what the stages before it put on `Run`. Works inside the run's folder alone
+(`folder.py` holds its lock). Everything worth more than a minute is stored as soon as it is known, so the same command,
+given again after a crash, Ctrl-C or a full disk, starts at what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import optuna
+
+from bruno import __version__
+from bruno.engine.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
+from bruno.engine.capture import capture
+from bruno.engine.chat_format import EncodedPrompts, encode
+from bruno.engine.choice import choose, pareto_front
+from bruno.engine.directions import DirectionSet, find_directions
+from bruno.engine.edits import TrialEdit, build_edits
+from bruno.engine.events import (
+    Emit,
+    Finished,
+    HeldOut,
+    InitialScores,
+    Interrupted,
+    ModelSaved,
+    Notice,
+    RunStarted,
+    TrialSelected,
+)
+from bruno.engine.export import export
+from bruno.engine.fingerprint import fingerprint
+from bruno.engine.folder import STUDY_FILE, load_directions, save_directions
+from bruno.engine.loading import LoadedModel, load
+from bruno.engine.prompts import PromptSets, load_prompt_sets
+from bruno.engine.report import card, write_report
+from bruno.engine.scores import Scorer, Scores, wilson_interval
+from bruno.engine.search import FinishedTrial, Plan, finished_trials, open_study, remaining, search, stop_on_signals
+from bruno.engine.session import EditSession
+from bruno.engine.space import Space
+from bruno.errors import BrunoError
+from bruno.settings.engine import EngineSettings
+
+
+def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
+    """Do everything that `settings` asks for, in `folder`, whose lock is held.
+
+    Returns:
+        True when all is done, False when it was asked to stop first (everything is saved then).
+
+    Raises:
+        BrunoError: what happened, to which thing, what to do.
+    """
+    began = time.monotonic()
+    behaviour = load_behaviour(settings)
+    settings, defaults = with_defaults(settings, behaviour)
+    _announce(settings, behaviour, defaults, folder, emit)
+    prompts = load_prompt_sets(settings, behaviour, emit)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        loaded = load(settings, emit)
+    the_run = Run(settings, behaviour, folder, emit, prompts, loaded, seconds)
+    if not the_run.search():
+        return False
+    chosen, rule = the_run.choose()
+    saved = the_run.save(chosen, rule)
+    held_out = the_run.held_out(chosen)
+    seconds["all"] = round(time.monotonic() - began, 1)
+    write_report(the_run, chosen, rule, saved, held_out)
+    emit(Finished(seconds=time.monotonic() - began))
+    return True
+
+
+@dataclass
+class Run:
+    """One run's parts, each made when it is first needed: a study that is already whole goes straight to saving."""
+
+    settings: EngineSettings
+    behaviour: Behaviour
+    folder: Path
+    emit: Emit
+    prompts: PromptSets
+    loaded: LoadedModel
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        return fingerprint(self.settings, self.behaviour, self.prompts, self.loaded.source)
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        storage = self.settings.search.storage or str(self.folder / STUDY_FILE)
+        name = self.settings.search.study or f"{short_name(self.settings.model)}.{self.behaviour.name}"
+        return open_study(storage, name, self.identity)
+
+    @cached_property
+    def space(self) -> Space:
+        return Space(self.loaded.layers, tuple(dict.fromkeys(writer.component for writer in self.loaded.writers)))
+
+    @cached_property
+    def batch(self) -> int:
+        """Trials evaluated together. A CPU is busy with the rows of one; an accelerator is not."""
+        return self.settings.search.trial_batch or (1 if self.loaded.device.type == "cpu" else 8)
+
+    @cached_property
+    def session(self) -> EditSession:
+        return EditSession(self.loaded.model, self.loaded.writers, max_trials=self.batch)
+
+    @cached_property
+    def directions(self) -> DirectionSet:
+        """Kept from an earlier start of the same run, or taken from the prompts now."""
+        key = json.dumps(self.identity, sort_keys=True)
+        kept = load_directions(self.folder, key)
+        if kept is not None:
+            self.emit(Notice(text="Directions: those of the earlier start of this run"))
+            return kept
+        with timed(self.seconds, "directions"):
+            quantile = self.settings.directions.winsorize_quantile
+            bad, good = (
+                capture(self.loaded, self._encode(texts), emit=self.emit, winsorize_quantile=quantile)
+                for texts in (self.prompts.bad_train, self.prompts.good_train)
+            )
+            directions = find_directions(bad, good, self.settings.directions)
+        save_directions(self.folder, directions, key)
+        strongest = int(directions.separation.argmax())
+        self.emit(
+            Notice(
+                text=f"Directions from {len(bad)} + {len(good)} prompts ({', '.join(directions.used)}); classes are "
+                f"furthest apart after block {strongest}, {directions.separation[strongest]:.1f} standard deviations"
+            )
+        )
+        return directions
+
+    def search(self) -> bool:
+        """Base scores and trials, as far as they are missing. False when it was asked to stop first."""
+        wanted = self.settings.search.trials
+        plan = Plan(
+            trials=wanted,
+            batch=self.batch,
+            startup=self.settings.search.startup_trials or min(60, max(1, wanted // 5)),
+            seed=self.settings.seed,
+            warm_starts=self.space.warm_starts() if self.settings.search.warm_start else (),
+            rows=self.batch * len(self.prompts.bad_search),
+        )
+        scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
+
+        def evaluate(edits: Sequence[TrialEdit], rows: int) -> list[Scores]:
+            if scorer is None:
+                raise BrunoError("The study lost trials while it was read", fix="Start the same command again")
+            return scorer.score(edits, rows)
+
+        with timed(self.seconds, "search"), stop_on_signals() as stop, self.session:
+            whole = search(self.study, self.space, evaluate, plan, self.emit, stop)
+        if not whole:
+            self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
+        return whole
+
+    def _scorer_of_search(self) -> Scorer:
+        with timed(self.seconds, "base"):
+            scorer = self.scorer(self.prompts.bad_search, self.prompts.good_search)
+            counts = self.study.user_attrs.get("initial_refusals")
+            if counts is None:
+                counts = [scorer.base_refusals(), scorer.prompts]
+                self.study.set_user_attr("initial_refusals", counts)
+        self.emit(InitialScores(refusals=counts[0], prompts=counts[1]))
+        return scorer
+
+    def scorer(self, bad: Sequence[str], good: Sequence[str]) -> Scorer:
+        """A scorer on these prompts, with this run's directions and settings."""
+        return Scorer(
+            self.loaded,
+            self.session,
+            self.directions,
+            bad=bad,
+            good=good,
+            detector=detector(self.behaviour, self.settings),
+            settings=self.settings,
+            emit=self.emit,
+        )
+
+    def choose(self) -> tuple[FinishedTrial, str]:
+        """The trial to save: by the stated rule, or from a menu where that was asked for and someone is there to
+        answer."""
+        trials = finished_trials(self.study)
+        if not trials:
+            raise BrunoError("No trial has a score", fix="Read the log above for why they failed")
+        if self.settings.search.auto_select:
+            chosen, rule = choose(trials, self.settings.search.kl_ceiling)
+        elif sys.stdin.isatty() and sys.stdout.isatty():
+            chosen, rule = ask(pareto_front(trials)), "the person at the terminal"
+        else:
+            self.emit(Notice(text="No terminal for a menu: choosing as auto_select does", level="warning"))
+            chosen, rule = choose(trials, self.settings.search.kl_ceiling)
+        scores = chosen.scores
+        self.emit(
+            TrialSelected(
+                trial=chosen.number, refusals=scores.refusals, prompts=scores.prompts, kl=scores.kl, rule=rule
+            )
+        )
+        return chosen, rule
+
+    def save(self, chosen: FinishedTrial, rule: str) -> Path | None:
+        """Write the reshaped model, unless that is off or this trial was saved by an earlier start."""
+        if not self.settings.export.save:
+            self.emit(Notice(text="Nothing is saved, because export.save is off"))
+            return None
+        earlier = self.study.user_attrs.get("saved", {}).get(str(chosen.number))
+        if earlier and Path(earlier).is_dir():
+            self.emit(Notice(text=f"Trial {chosen.number} was saved before"))
+            self.emit(ModelSaved(path=earlier))
+            return Path(earlier)
+        target = self._target(chosen)
+        edits = build_edits(
+            [self.space.edit(chosen.parameters)], self.directions, self.loaded.writers, self.settings.edit.norm_mode
+        )
+        with timed(self.seconds, "save"):
+            path = export(
+                self.loaded,
+                edits,
+                target,
+                emit=self.emit,
+                card=card(self, chosen, rule),
+                check_room=self.settings.export.max_free_check,
+            )
+        self.study.set_user_attr("saved", {**self.study.user_attrs.get("saved", {}), str(chosen.number): str(path)})
+        self.emit(ModelSaved(path=str(path)))
+        return path
+
+    def _target(self, chosen: FinishedTrial) -> Path:
+        """A folder for the model that does not exist yet: nothing that was saved before is overwritten."""
+        name = self.settings.export.name or f"{short_name(self.settings.model)}-bruno"
+        names = [name, f"{name}-trial{chosen.number}", *(f"{name}-trial{chosen.number}-{n}" for n in range(2, 100))]
+        free = next((self.folder / each for each in names if not (self.folder / each).exists()), None)
+        if free is None:
+            raise BrunoError(f"{self.folder} holds a hundred models called {name}", fix="Choose another export.name")
+        if free.name != name:
+            self.emit(Notice(text=f"{self.folder / name} exists already and is kept; saving as {free.name}"))
+        return free
+
+    def held_out(self, chosen: FinishedTrial) -> HeldOut | None:
+        """Refusals and KL on prompts that neither the directions nor the search saw."""
+        if not self.settings.scoring.held_out:
+            return None
+        edit = self.space.edit(chosen.parameters)
+        with timed(self.seconds, "held_out"), self.session:
+            scorer = self.scorer(self.prompts.bad_held_out, self.prompts.good_held_out)
+            before = scorer.base_refusals()
+            after = scorer.score([edit])[0]
+            ordinary = scorer.ordinary_refusals(edit)
+        event = HeldOut(
+            before=before,
+            after=after.refusals,
+            prompts=after.prompts,
+            before_interval=wilson_interval(before, after.prompts),
+            after_interval=wilson_interval(after.refusals, after.prompts),
+            kl=after.kl,
+            ordinary_before=ordinary[0],
+            ordinary_after=ordinary[1],
+            ordinary_prompts=len(self.prompts.good_held_out),
+        )
+        self.emit(event)
+        return event
+
+    def _encode(self, prompts: Sequence[str]) -> EncodedPrompts:
+        data = self.settings.data
+        encoded = encode(
+            self.loaded.tokenizer, prompts, system_prompt=data.system_prompt, max_tokens=data.max_prompt_tokens
+        )
+        if encoded.truncated:
+            text = f"{encoded.truncated} prompts were longer than {data.max_prompt_tokens} tokens and lost their middle"
+            self.emit(Notice(text=text, level="warning"))
+        return encoded
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or path, as a file name."""
+    return re.sub(r"[^\w.-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took, whether or not it succeeded."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = round(time.monotonic() - began, 1)
+
+
+def ask(front: Sequence[FinishedTrial]) -> FinishedTrial:
+    """Show the trials that nothing beats and read the number of one from the terminal.
+
+    Raises:
+        BrunoError: the person closed the input without choosing.
+    """
+    by_number = {str(trial.number): trial for trial in front}
+    for trial in front:
+        scores = trial.scores
+        sys.stdout.write(f"  trial {trial.number}: {scores.refusals} of {scores.prompts} refused, KL {scores.kl:.4f}\n")
+    while True:
+        sys.stdout.write("Number of the trial to save: ")
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise BrunoError("No trial was chosen", fix="Start the same command again; the study is kept")
+        if line.strip() in by_number:
+            return by_number[line.strip()]
+
+
+def _announce(
+    settings: EngineSettings, behaviour: Behaviour, defaults: list[Default], folder: Path, emit: Emit
+) -> None:
+    """Say what is about to run, and which defaults of the behaviour were taken."""
+    emit(
+        RunStarted(
+            version=__version__,
+            model=settings.model,
+            behaviour=behaviour.name,
+            out=str(folder),
+            seed=settings.seed,
+            pid=os.getpid(),
+            settings=settings.model_dump(mode="json"),
+        )
+    )
+    if defaults:
+        taken = ", ".join(f"{default.setting} = {default.value}" for default in defaults)
+        emit(Notice(text=f"Defaults of {behaviour.name}, which any setting of yours replaces: {taken}"))
