@@ -67,12 +67,6 @@ class LogReader:
             lines.append(writings[-1])
         return lines
 
-    def new_file(self) -> None:
-        """The log was truncated or replaced: what comes is another process's."""
-        self._cutter = LineCutter()
-        self._block = None
-        self._tally.restart()
-
     def _read(self, text: str) -> None:
         if self._traceback and text[:1].strip():
             self._traceback = False
@@ -239,10 +233,6 @@ class EventReader:
         for line in self._cutter.feed(data):
             if line.strip():
                 self._read(line)
-
-    def new_file(self) -> None:
-        self._cutter = LineCutter()
-        self._tally.restart()
 
     def _read(self, line: str) -> None:
         try:
