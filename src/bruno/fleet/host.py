@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ SFTP_SECONDS = 15.0
 _GRACE = 5.0
 _RETRY_SECONDS = 3.0
 _HEAD = 64  # first bytes of a followed file: when they differ, it is another file, whatever its size
+_DF_ROW = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%\s+/")  # size, used, available, percent, mount point
 _WORKSPACE = 'printf %s "${WORKSPACE:-/workspace}"'
 
 
@@ -200,9 +202,9 @@ class Host:
 
     def free_disk(self, path: str) -> int | None:
         """Free bytes of the file system that holds `path`; None when the machine cannot say. Raises HostLost."""
-        result = self.run(["df", "-B1", "--output=avail", "--", path])
-        last = result.stdout.split()[-1:] if result.ok else []
-        return int(last[0]) if last and last[0].isdigit() else None
+        result = self.run(["df", "-P", "-B1", "--", path])
+        row = _DF_ROW.search(result.stdout) if result.ok else None
+        return int(row[1]) if row else None
 
     def workspace(self) -> str:
         """The folder for bruno's files: the machine's `WORKSPACE` when set, else `/workspace`. Raises as `run`."""
@@ -298,12 +300,15 @@ class Host:
         except OSError as error:
             if not self.connected or "closed" in str(error).lower():
                 raise self._lost(doing) from error
+            # SFTP failures carry no file name, and no error number but for "permission denied": the rest is our own disk's.
+            if error.filename is not None or error.errno not in {None, errno.EACCES}:
+                raise
             raise self._failed(error, doing) from error
 
     def _failed(self, error: OSError, doing: str) -> BrunoError:
         text = f"could not {doing} on instance {self.instance_id}: {safe_line(str(error)) or type(error).__name__}"
-        # SFTP has no code for a full disk: the server says so in words, or only "Failure".
-        if error.errno in {errno.ENOSPC, errno.EDQUOT} or "space" in str(error).lower():
+        # SFTP has no code for a full disk either: some servers say so in words, others only "Failure".
+        if "space" in str(error).lower():
             return DiskFull(text, fix="Free some room on the machine, then go on")
         return TransferFailed(text)
 
@@ -327,7 +332,7 @@ def connect(
     """Open a checked link: direct endpoint first, then the proxy, again for `patience` seconds.
 
     A young instance refuses for a while although it "runs": sshd comes up late, the proxy accepts and closes, the key
-    takes time to arrive. The host key must equal the one pinned for this instance id; the first is pinned once the label file agrees.
+    takes time to arrive. The host key must equal the one pinned for this id; the first is pinned once the label agrees.
 
     Raises:
         HostRefused: what each endpoint said last.

@@ -1,8 +1,8 @@
 """Launching a job that outlives the connection, once, and telling truly whether it runs. Writes only in the job's folder.
 
-In the job's folder lie `log` (its output), and under `lock/` what one launch left: `launched` (when), `wrapper` and `job` (pid and
-start time of the two processes), `exit` (the exit code, renamed into place). The lock is a folder because making one is atomic:
-of two launches one is refused. Start times (field 22 of /proc/PID/stat) tell a process from a later one with its pid, and a
+In the job's folder lie `log` (its output), and under `lock/` what one launch left: `launched` (when), `wrapper` and `job` (pid
+and start time of the two processes), `exit` (the exit code, renamed into place). The lock is a folder because making one is
+atomic: of two launches one is refused. Start times (field 22 of /proc/PID/stat) tell a process from a later one with its pid, and a
 zombie counts as dead.
 """
 
@@ -41,7 +41,10 @@ echo "$?" > "$lock/exit.new" && mv -- "$lock/exit.new" "$lock/exit"
 _LAUNCH = r"""
 folder=$1 wrapper=$2; shift 2
 mkdir -p -- "$folder" || exit 1
-mkdir -- "$folder/lock" 2>/dev/null || { [ -d "$folder/lock" ] && exit 75; mkdir -- "$folder/lock"; exit 1; }
+mkdir -- "$folder/lock" 2>/dev/null || {
+  [ -d "$folder/lock" ] && { rm -f -- "$folder/env"; exit 75; }
+  mkdir -- "$folder/lock"; exit 1  # says why
+}
 date -u +%s > "$folder/lock/launched" || exit 1
 awk '$1 == "oom_kill" {print $2}' /sys/fs/cgroup/memory.events > "$folder/lock/oom" 2>/dev/null
 if [ -e "$folder/env" ]; then mv -- "$folder/env" "$folder/lock/env" || exit 1; fi

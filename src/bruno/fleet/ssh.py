@@ -1,8 +1,8 @@
 """Opening an SSH link with Fabric so that it can only be the machine meant, and never the person's own keys or settings.
 
-Fabric's defaults are wrong for this: it accepts any host key, keeps none, and reads the person's ssh_config, agent and keys. Here
-the key is explicit, nothing is read from the user's folders, and a host key is pinned per instance id. Imports Fabric and paramiko
-at once, so it is itself imported only when a link is opened.
+Fabric's defaults are wrong for this: it accepts any host key, keeps none, and reads the person's ssh_config, agent and keys.
+Here the key is explicit, nothing is read from the user's folders, and a host key is pinned per instance id. Imports Fabric and
+paramiko at once, so it is itself imported only when a link is opened.
 """
 
 from __future__ import annotations

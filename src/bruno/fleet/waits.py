@@ -18,6 +18,8 @@ from bruno.fleet.vast import Vast
 
 APPEARS_WITHIN = timedelta(seconds=60)
 """A rental that was confirmed may show only after a moment, and is known at times never to show at all."""
+SCHEDULED_WITHIN = timedelta(seconds=60)
+"""A start passes through "scheduling"; one that stays there has lost its GPU to somebody else."""
 
 OnPoll = Callable[[Instance | None], None]
 """Called with what each poll showed; None when it had no answer, or the instance is not shown."""
@@ -49,22 +51,15 @@ def wait_running(
     latest: Instance | None = None
     silence = ""
     while True:
-        try:
-            shown = vast.instance(instance_id)
-        except Unreachable as error:
-            silence = str(error)
-            _tell(on_poll, None)
-        else:
-            silence = ""
-            _tell(on_poll, shown)
-            if shown is None:
-                if latest is not None or vast.clock() - started >= APPEARS_WITHIN:
-                    raise _vanished(instance_id, seen=latest is not None)
-            else:
-                latest = shown
-                if shown.state is State.RUNNING and shown.endpoints:
-                    return shown
-                _hopeful(shown)
+        shown, silence = _look(vast, instance_id, on_poll)
+        waited = vast.clock() - started
+        if shown is not None:
+            latest = shown
+            if shown.state is State.RUNNING and shown.endpoints:
+                return shown
+            _hopeful(shown, waited)
+        elif not silence and (latest is not None or waited >= APPEARS_WITHIN):
+            raise _vanished(instance_id, seen=latest is not None)
         if vast.clock() >= deadline:
             raise _too_long(instance_id, latest, silence, minutes)
         if cancel is not None and cancel.is_set():
@@ -89,18 +84,11 @@ def wait_stopped(
         WrongKey.
     """
     deadline = vast.clock() + timedelta(minutes=minutes)
-    said = "no answer"
     while True:
-        try:
-            shown = vast.instance(instance_id)
-        except Unreachable as error:
-            _tell(on_poll, None)
-            said = error.message
-        else:
-            _tell(on_poll, shown)
-            if shown is None or shown.stopped:
-                return shown
-            said = _status(shown)
+        shown, silence = _look(vast, instance_id, on_poll)
+        if not silence and (shown is None or shown.stopped):
+            return shown
+        said = _status(shown) if shown is not None else silence
         if vast.clock() >= deadline:
             raise OutcomeUnknown(
                 f"instance {instance_id} was not seen stopped within {minutes:g} minutes ({said}); it may still be billed",
@@ -110,7 +98,19 @@ def wait_stopped(
         vast.sleep(poll_seconds)
 
 
-def _hopeful(shown: Instance) -> None:
+def _look(vast: Vast, instance_id: int, on_poll: OnPoll | None) -> tuple[Instance | None, str]:
+    """One poll: the instance (None: the provider says there is none), or why nothing is known."""
+    shown, silence = None, ""
+    try:
+        shown = vast.instance(instance_id)
+    except Unreachable as error:
+        silence = str(error)
+    if on_poll is not None:
+        on_poll(shown)
+    return shown, silence
+
+
+def _hopeful(shown: Instance, waited: timedelta) -> None:
     """Raise NotReady when waiting cannot help."""
     reasons = {
         State.FAILED: "its container failed",
@@ -120,6 +120,8 @@ def _hopeful(shown: Instance) -> None:
         State.SCHEDULING: "its GPU is taken, so it waits for one and may never run",
     }
     reason = reasons.get(shown.state)
+    if shown.state is State.SCHEDULING and waited < SCHEDULED_WITHIN:
+        return
     if reason is not None:
         fix = (
             "Stop it to cancel the wait"
@@ -164,8 +166,3 @@ def _cost(shown: Instance | None) -> str:
             else f"${shown.stopped_per_day:.2f} per day for its disk"
         )
     return f"up to ${shown.dph_total:.3f}/h"
-
-
-def _tell(on_poll: OnPoll | None, shown: Instance | None) -> None:
-    if on_poll is not None:
-        on_poll(shown)
