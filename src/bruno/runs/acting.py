@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import BrunoError, Denied
+from bruno.errors import BrunoError
 from bruno.fleet import acts, waits
 from bruno.fleet.errors import OutcomeUnknown, RentedButStopped
 from bruno.fleet.host_keys import HostKeys
@@ -25,7 +25,7 @@ from bruno.guard.actions import (
     StartInstance,
     StopInstance,
 )
-from bruno.records.tables import Outcome
+from bruno.records.tables import Outcome, RunState
 
 if TYPE_CHECKING:
     from bruno.guard.permit import Permit
@@ -60,28 +60,28 @@ def perform(action: Action, permit: Permit, world: World, *, run_id: str | None 
     )
     plain = action.model_dump(mode="json")
     act = records.begin_act(plan_id=permit.plan_id, action=plain, label=_label(action), run_id=run_id)
-    assert act.act_id is not None
+    number = int(act.act_id or 0)
     if isinstance(action, RunPlaybook):
         return {}  # stays pending until the runner has carried it out
     try:
         result = _CALLS[type(action)](action, permit, world)
     except OutcomeUnknown as error:
-        records.end_act(act.act_id, Outcome.UNKNOWN, problem=str(error))
+        records.end_act(number, Outcome.UNKNOWN, problem=str(error))
         raise
     except RentedButStopped as error:
         _note_rented(action, error.instance_id, world, run_id)
         left = {"instance_id": error.instance_id}
-        records.end_act(act.act_id, Outcome.FAILED, result=left, problem=str(error))
+        records.end_act(number, Outcome.FAILED, result=left, problem=str(error))
         raise
     except BrunoError as error:
-        records.end_act(act.act_id, Outcome.FAILED, problem=str(error))
+        records.end_act(number, Outcome.FAILED, problem=str(error))
         raise
     except BaseException as error:
         # A defect or a Ctrl-C in the middle of the call: the request may be on its way.
-        records.end_act(act.act_id, Outcome.UNKNOWN, problem=f"{type(error).__name__}: {error}")
+        records.end_act(number, Outcome.UNKNOWN, problem=f"{type(error).__name__}: {error}")
         raise
     _after(action, result, world, run_id)
-    records.end_act(act.act_id, Outcome.DONE, result=result)
+    records.end_act(number, Outcome.DONE, result=result)
     return result
 
 
@@ -96,13 +96,13 @@ def settle(act: Act, world: World) -> Act:
     action = _ACTIONS[act.kind].model_validate(act.action)
     if act.outcome in (Outcome.DONE.value, Outcome.FAILED.value) or isinstance(action, RunPlaybook):
         return act
-    assert act.act_id is not None
+    number = int(act.act_id or 0)
     result = _seen(action, world)
     if result is not None:
         _after(action, result, world, act.run_id)
-        return world.records.end_act(act.act_id, Outcome.DONE, result=result)
+        return world.records.end_act(number, Outcome.DONE, result=result)
     if world.clock() - act.begun_at < GRACE:
-        return world.records.end_act(act.act_id, Outcome.UNKNOWN, problem=act.problem or "the reply was lost")
+        return world.records.end_act(number, Outcome.UNKNOWN, problem=act.problem or "the reply was lost")
     return world.records.end_act(
         act.act_id, Outcome.FAILED, problem="the provider shows no trace of it: it did not happen"
     )
@@ -241,8 +241,6 @@ def note_shown(instance: Instance, world: World, run_id: str | None = None) -> N
 
 
 def _end_run(run_id: str | None, world: World) -> None:
-    from bruno.records.tables import RunState
-
     if run_id is not None and world.records.run(run_id).state != RunState.FINISHED.value:
         world.records.update_run(run_id, state=RunState.ENDED.value)
 
@@ -253,10 +251,3 @@ def _label(action: Action) -> str:
     if isinstance(action, StartInstance | StopInstance | DestroyInstance):
         return action.target.label
     return ""
-
-
-def require_act(act: Act | None, what: str) -> Act:
-    """The act, or Denied: what was never begun under a confirmation is not gone on with."""
-    if act is None:
-        raise Denied(f"{what} was never confirmed", fix="Ask for the plan again and confirm it")
-    return act

@@ -1,6 +1,9 @@
-"""A run's log as it lies at home: read on from where the last reading ended, so that a poll costs what is new.
+"""A run's folder at home, read on from where the last reading ended, so that a poll costs what is new. Reads files only.
 
-Reads files only. Every view of a run (console, `bruno progress`, `--json`) is drawn from this one reading.
+    <state>/runs/<run id>/  plan.json  config.toml  engine.log  events.jsonl
+
+Every view of a run (console, `bruno progress`, `--json`) and the runner itself are drawn from this one reading; `tail` is
+what brings the files here.
 """
 
 from __future__ import annotations
@@ -11,51 +14,79 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
-from bruno.runs.progress import Progress
-from bruno.runs.readers import LogReader
+from bruno.runs.progress import Progress, TrialResult
+from bruno.runs.readers import EventReader, LogReader
+from bruno.runs.tail import mark_of
 
+LOG, EVENTS = "engine.log", "events.jsonl"
 TAIL_LINES = 500
 
 
 @dataclass(frozen=True)
 class HomeReading:
-    """What the log at home says. `read_at` is when it was last written, None when there is none yet."""
+    """A run as its own files at home tell it."""
 
     progress: Progress
+    """The human log's story; the events' when there is no log."""
+    log: Progress
+    events: Progress
     tail: tuple[str, ...] = ()
+    """The log's last lines, not yet sanitised."""
     read_at: datetime | None = None
+    """When the machine's log was last asked (or, for a log made here, written); None when there is none yet."""
+
+    @property
+    def trials(self) -> tuple[TrialResult, ...]:
+        return self.progress.history
 
 
 class HomeLog:
-    """One run's log at home. Thread-safe."""
+    """One folder's readers and how far they are. Thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._lock = Lock()
         self._start_over()
 
     def read(self) -> HomeReading:
-        """Everything the file says, reading only what was added since the last call."""
+        """Everything the files say, reading only what was added since the last call."""
         with self._lock:
-            try:
-                about = self.path.stat()
-            except FileNotFoundError:
-                return HomeReading(Progress())
-            if about.st_size < self._offset or about.st_ino != self._inode:
+            if any(self._replaced(name) for name in (LOG, EVENTS)):
                 self._start_over()
-                self._inode = about.st_ino
-            if about.st_size > self._offset:
-                with self.path.open("rb") as file:
-                    file.seek(self._offset)
-                    data = file.read()
-                self._offset += len(data)
-                self._tail.extend(self._reader.feed(data))
-            written = datetime.fromtimestamp(about.st_mtime, UTC)
-            return HomeReading(self._reader.progress, tuple(self._tail), written)
+            self._tail.extend(self._log.feed(self._new(LOG)))
+            self._events.feed(self._new(EVENTS))
+            log, events = self._log.progress, self._events.progress
+            told = log if log.state != "silent" else events
+            return HomeReading(told, log, events, tuple(self._tail), self._read_at())
 
     def _start_over(self) -> None:
-        self._reader, self._offset, self._inode = LogReader(), 0, -1
+        self._log, self._events = LogReader(), EventReader()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._offsets = {LOG: 0, EVENTS: 0}
+        self._inodes: dict[str, int] = {}
+
+    def _replaced(self, name: str) -> bool:
+        try:
+            about = (self.folder / name).stat()
+        except FileNotFoundError:
+            return self._offsets[name] > 0
+        return about.st_size < self._offsets[name] or self._inodes.setdefault(name, about.st_ino) != about.st_ino
+
+    def _new(self, name: str) -> bytes:
+        try:
+            with (self.folder / name).open("rb") as file:
+                file.seek(self._offsets[name])
+                data = file.read()
+        except FileNotFoundError:
+            return b""
+        self._offsets[name] += len(data)
+        return data
+
+    def _read_at(self) -> datetime | None:
+        for path in (mark_of(self.folder / LOG), self.folder / LOG):
+            if path.exists():
+                return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return None
 
 
 _logs: dict[Path, HomeLog] = {}
@@ -63,8 +94,7 @@ _logs_lock = Lock()
 
 
 def read_home(folder: Path) -> HomeReading:
-    """The reading of `folder/engine.log`; one reader a file is kept for the life of the process."""
-    path = folder / "engine.log"
+    """The reading of `folder`; one set of readers a folder is kept for the life of the process."""
     with _logs_lock:
-        log = _logs.setdefault(path, HomeLog(path))
+        log = _logs.setdefault(folder.absolute(), HomeLog(folder))
     return log.read()

@@ -87,7 +87,8 @@ def estimate(
     """Time and price of a whole run, from setup to the model at home.
 
     Args:
-        model: hub id or `demo`. size_class: such as "32B" ("" takes the nearest by weights). weights_gb: weight files, 10^9 bytes.
+        model: hub id or `demo`. size_class: such as "32B" ("": by the weights).
+        weights_gb: size of the weight files, 10^9 bytes.
         trials: trials of the search. dph_total: $/h with disk. download_mbps: the offer's line, megabits per second.
         hours: a measured duration of a default run, when the alias names one; it then decides.
 
