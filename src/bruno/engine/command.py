@@ -72,6 +72,11 @@ def load_settings(argv: Sequence[str]) -> EngineSettings:
     return EngineSettings.model_validate(given)
 
 
+def model_id(name: str) -> str:
+    """The id behind a short name of the settings, or the name itself."""
+    return load_settings([name]).model
+
+
 def abliterate(settings: EngineSettings) -> int:
     """One run in `settings.out`; what goes wrong is an event in its log too."""
     with run_folder(Path(settings.out)) as folder, Emitter(folder) as emit:
@@ -96,22 +101,27 @@ def abliterate(settings: EngineSettings) -> int:
 
 def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
     """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
     from bruno.engine.run import run
     from bruno.engine.search import STORAGE_ERRORS, innermost
 
-    # Our log is the log: progress bars and advice of libraries would break its lines.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     try:
         return 0 if run(settings, folder, emit) else INTERRUPTED
     except STORAGE_ERRORS as error:
         raise BrunoError(
             f"The study cannot be read or written ({innermost(error)})", fix="Make room or check search.storage"
         ) from error
+
+
+def quiet_libraries() -> None:
+    """Our log is the log: progress bars and advice of libraries would break its lines. Their errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _tell(emit: Emitter, folder: Path, message: str) -> None:

@@ -85,3 +85,8 @@ class Emitter:
 def one_line(text: str) -> str:
     """`text` with line breaks and other control characters escaped (`\\n`, `\\x1b`): one record stays one line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def printable(text: str) -> str:
+    """`text` for a screen: line breaks and tabs kept, every other control character escaped. For models' answers."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

@@ -133,7 +133,7 @@ def _first(prompts: list[str], count: int) -> list[str]:
 def _read_demo(source: Source) -> list[str]:
     from bruno.engine import demo
 
-    return list(demo.prompts(source.split, source.kind))
+    return demo.prompts(source.split, source.kind)  # type: ignore[arg-type]  (it names unknown ones itself)
 
 
 def _read_local(path: Path):
