@@ -32,6 +32,8 @@ class HomeReading:
     events: Progress
     tail: tuple[str, ...] = ()
     """The log's last lines, not yet sanitised."""
+    lines: int = 0
+    """How many lines the log has had so far."""
     read_at: datetime | None = None
     """When the machine's log was last asked (or, for a log made here, written); None when there is none yet."""
 
@@ -53,15 +55,18 @@ class HomeLog:
         with self._lock:
             if any(self._replaced(name) for name in (LOG, EVENTS)):
                 self._start_over()
-            self._tail.extend(self._log.feed(self._new(LOG)))
+            lines = self._log.feed(self._new(LOG))
+            self._tail.extend(lines)
+            self._lines += len(lines)
             self._events.feed(self._new(EVENTS))
             log, events = self._log.progress, self._events.progress
             told = log if log.state != "silent" else events
-            return HomeReading(told, log, events, tuple(self._tail), self._read_at())
+            return HomeReading(told, log, events, tuple(self._tail), self._lines, self._read_at())
 
     def _start_over(self) -> None:
         self._log, self._events = LogReader(), EventReader()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._lines = 0
         self._offsets = {LOG: 0, EVENTS: 0}
         self._inodes: dict[str, int] = {}
 

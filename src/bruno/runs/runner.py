@@ -1,27 +1,54 @@
-"""The runner: a confirmed plan carried out step by step from wherever its records leave it."""
+"""The runner: a confirmed plan carried out step by step, from wherever its records leave it.
+
+Every step may be done again: what must happen once (renting, launching) is written down before it happens and asked about
+afterwards. So a console that was killed anywhere goes on with `carry_on`, and two consoles cannot carry on one run at once.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from bruno.errors import BrunoError, Denied, InputError, RunFailed, Unreachable
+from bruno.fleet.errors import Cancelled
+from bruno.fleet.models import State
+from bruno.guard.actions import CreateInstance, RunPlaybook, StartInstance
+from bruno.guard.plan import Plan
+from bruno.records import Run
+from bruno.records.tables import Outcome, RunState, StepState
+from bruno.runs import deliver, follow, job, provision
+from bruno.runs.acting import perform
+from bruno.runs.events import Kind, OnEvent
+from bruno.runs.playbook import load_playbook
+from bruno.runs.task import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bruno.guard.permit import Permit
-    from bruno.guard.plan import Plan
-    from bruno.records import Run
-    from bruno.runs.events import OnEvent
+    from bruno.records import RunStep
     from bruno.runs.world import World
 
-
-class Cancel(Protocol):
-    """A threading.Event will do. Set: let go at the next safe point; nothing on the machine is ended."""
-
-    def is_set(self) -> bool: ...
+_DO: dict[str, Callable[[Task, Any], dict[str, Any]]] = {
+    "rent": provision.rent,
+    "wait_ready": provision.wait_ready,
+    "identify": provision.identify,
+    "check_disk": provision.check_disk,
+    "install": job.install,
+    "smoke": job.smoke,
+    "launch": job.launch,
+    "follow": follow.follow,
+    "verify": deliver.verify,
+    "fetch": deliver.fetch,
+}
+_permits: dict[str, Permit] = {}
+"""Confirmations of this process's own runs, by run id. Never written anywhere: with the process they are gone."""
 
 
 class Runner:
-    """Carries runs out. One instance a console; `carry_on` blocks, so faces call it from a worker thread."""
+    """Carries runs out. `carry_on` blocks, so faces call it from a worker thread."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -31,28 +58,193 @@ class Runner:
 
         Args:
             plan: CreateInstance (or StartInstance) and RunPlaybook steps; RegisterKey first when the key is new. `plan.run_id`
-                names the run (the label when it is None).
+                names the run (the instance's label when it is None).
             permit: minted for exactly this plan.
-            model: what is reshaped (hub id or `demo`). settings: the engine's settings (`EngineSettings.model_dump()`),
-                which travel to the machine as config.toml.
+            model: what is reshaped (hub id or `demo`). settings: the engine's settings that somebody said; they travel to
+                the machine as config.toml.
 
-        Raises: Denied, NotConfirmed.
+        Raises:
+            Denied: the permit does not cover the plan, or was used before.
+            InputError: the plan is no run's, or its name is taken.
         """
-        raise NotImplementedError
+        actions = [step.action for step in plan.steps]
+        playbooks = [action for action in actions if isinstance(action, RunPlaybook)]
+        machines = [action for action in actions if isinstance(action, CreateInstance | StartInstance)]
+        if len(playbooks) != 1 or len(machines) != 1:
+            raise InputError("a run's plan gets one machine and runs one playbook on it")
+        machine = machines[0]
+        label = machine.label if isinstance(machine, CreateInstance) else machine.target.label
+        book, now = load_playbook(playbooks[0].playbook), self.world.clock()
+        run = Run(
+            run_id=plan.run_id or label,
+            label=label,
+            title=plan.title,
+            model=model,
+            behaviour=behaviour,
+            playbook=playbooks[0].playbook,
+            plan_id=plan.plan_id,
+            plan_json=plan.model_dump_json(),
+            settings=dict(settings),
+            trials=_trials(plan),
+            created_at=now,
+            updated_at=now,
+        )
+        for action in actions:
+            permit.require(action, now=now)
+        origin, minted = permit.origin.value, permit.minted_at
+        self.world.records.use_permit(
+            plan.plan_id, seal=permit.seal, origin=origin, minted_at=minted, run_id=run.run_id
+        )
+        run = self.world.records.add_run(run, [step.do for step in book.steps])
+        perform(playbooks[0], permit, self.world, run_id=run.run_id)
+        folder = self.world.paths.runs / run.run_id
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "plan.json").write_text(run.plan_json, encoding="utf-8")
+        _permits[run.run_id] = permit
+        return run.run_id
 
-    def carry_on(self, run_id: str, on_event: OnEvent, cancel: Cancel | None = None, *, retry: bool = False) -> Run:
+    def carry_on(self, run_id: str, on_event: OnEvent, cancel: Event | None = None, *, retry: bool = False) -> Run:
         """Go on with a run until it is finished, it fails, or `cancel` is set; safe to call again after a kill -9 anywhere.
 
         Args:
             on_event: called in this thread with every RunEvent.
-            retry: launch the engine again although it failed or died (its search resumes from its own study).
+            retry: start the failed program (installer, engine) again; the engine's search goes on from its own study.
 
-        Returns: the run's row as it is then (state finished, or active when cancelled).
-        Raises: RunFailed naming the step, what is left running and what it costs; Unreachable; FactsChanged; Denied when
-            the confirmation was lost before anything was rented.
+        Returns:
+            The run's row as it is then: state finished, or active when it was let go of.
+
+        Raises:
+            RunFailed: naming the step, what is left running and what it costs.
+            Unreachable: the machine or the provider does not answer; the run is as it was and may be carried on.
+            Denied, FactsChanged, OfferGone, ...: nothing was rented.
         """
-        raise NotImplementedError
+        run = self.world.records.run(run_id)
+        if run.state == RunState.FINISHED.value:
+            return run
+        task = Task(
+            self.world, run, load_playbook(run.playbook), on_event, cancel or Event(), _permits.get(run_id), retry=retry
+        )
+        with self._alone(run_id):
+            try:
+                self._take_up(task, run)
+                for row in self.world.records.steps(run_id):
+                    if row.state != StepState.DONE.value:
+                        self._do(task, row)
+                return self._finish(task)
+            except Cancelled:
+                task.step = ""
+                task.tell(Kind.DETACHED, f"let go of run {run_id}; {task.cost()}")
+                return task.run
+            finally:
+                task.drop()
 
-    def fetch(self, run_id: str, on_event: OnEvent, cancel: Cancel | None = None) -> Path:
-        """Copy the run's saved model home (resumable) and return its folder. RunFailed when no model was saved."""
-        raise NotImplementedError
+    def fetch(self, run_id: str, on_event: OnEvent, cancel: Event | None = None) -> Path:
+        """Copy the run's saved model home (resumable) and return its folder.
+
+        Raises:
+            RunFailed: no model was saved. Unreachable, TransferFailed, DiskFull, Cancelled: call again to go on.
+        """
+        run = self.world.records.run(run_id)
+        book = load_playbook(run.playbook)
+        task = Task(self.world, run, book, on_event, cancel or Event(), None, retry=False)
+        with self._alone(run_id):
+            try:
+                for name in ("verify", "fetch"):
+                    task.step = name
+                    _DO[name](task, book.step(name))
+            finally:
+                task.drop()
+        local = self.world.records.run(run_id).local_model
+        if local is None:
+            raise RunFailed(f"run {run_id} saved no model")
+        return Path(local)
+
+    # --- one step ---
+
+    def _do(self, task: Task, row: RunStep) -> None:
+        """One step, recorded before and after."""
+        task.check()
+        step = task.book.step(row.name)
+        task.step = row.name
+        self.world.records.start_step(task.run_id, row.name)
+        task.tell(Kind.STEP_STARTED, step.title)
+        try:
+            detail = _DO[row.name](task, step)
+        except Cancelled:
+            raise
+        except BrunoError as error:
+            self._failed(task, step.title, error)
+        else:
+            self.world.records.end_step(task.run_id, row.name, **detail)
+            task.tell(Kind.STEP_DONE, f"{step.title}: {detail.get('skipped', 'done')}")
+
+    def _failed(self, task: Task, title: str, error: BrunoError) -> None:
+        """Record why, say what is left running, and raise: unknown stays unknown, the rest is a failed run."""
+        self.world.records.end_step(task.run_id, task.step, problem=str(error))
+        nothing_rented = task.run.instance_id is None
+        unknown = isinstance(error, Unreachable)
+        state = {} if unknown else {"state": RunState.FAILED.value}
+        self.world.records.update_run(task.run_id, problem=f"{title}: {error.message}", **state)
+        cost = "" if nothing_rented else f"; {task.cost()}"
+        task.tell(Kind.WARNING if unknown else Kind.FAILED, f"{title}: {error}{cost}")
+        if nothing_rented or unknown:
+            raise error
+        raise RunFailed(f"{title}: {error.message}{cost}", fix=error.fix) from error
+
+    # --- around the steps ---
+
+    def _take_up(self, task: Task, run: Run) -> None:
+        """Make ready what an earlier end left: an ended run needs its instance, a retry its launch, a young machine time."""
+        shown = None
+        if run.instance_id is not None:
+            try:
+                shown = task.shown()
+            except Unreachable as error:
+                task.tell(Kind.WARNING, f"{error.message}; the records say how far the run is")
+        if run.state == RunState.ENDED.value and (shown is None or shown.stopped):
+            raise RunFailed(
+                f"run {task.run_id} has ended: its instance {run.instance_id} is {'gone' if shown is None else 'stopped'}",
+                fix="Start the instance again first, or ask for a new run",
+            )
+        rows = {row.name: row for row in self.world.records.steps(task.run_id)}
+        pending = next((name for name, row in rows.items() if row.state != StepState.DONE.value), None)
+        if task.retry and pending in ("follow", "verify"):
+            for name in ("launch", "follow"):
+                self.world.records.reopen_step(task.run_id, name, detail=rows[name].detail)
+        waited = rows["wait_ready"].state == StepState.DONE.value
+        if waited and shown is not None and shown.state is State.PROVISIONING:
+            self.world.records.reopen_step(task.run_id, "wait_ready")
+        if run.instance_id is not None:
+            self.world.records.update_run(task.run_id, state=RunState.ACTIVE.value, problem="")
+
+    def _finish(self, task: Task) -> Run:
+        task.step = ""
+        now = self.world.clock()
+        for act in self.world.records.acts(run_id=task.run_id, unsettled=True):
+            if act.kind == "run_playbook" and act.act_id is not None:
+                self.world.records.end_act(act.act_id, Outcome.DONE)
+        run = self.world.records.update_run(task.run_id, state=RunState.FINISHED.value, finished_at=now, problem="")
+        task.tell(
+            Kind.FINISHED, f"run {task.run_id} is finished: {run.local_model or 'no model was saved'}; {task.cost()}"
+        )
+        _permits.pop(task.run_id, None)
+        return run
+
+    @contextmanager
+    def _alone(self, run_id: str) -> Iterator[None]:
+        """The lock of one run: the kernel lets go of it however the process ends."""
+        folder = self.world.paths.runs / run_id
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Denied(
+                    f"another bruno is carrying run {run_id} on", fix="Watch it there, or see: bruno progress"
+                ) from None
+            yield
+
+
+def _trials(plan: Plan) -> int | None:
+    fact = plan.fact("trials")
+    return int(fact.value) if fact is not None and isinstance(fact.value, int | float) else None
