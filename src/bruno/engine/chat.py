@@ -175,9 +175,14 @@ def _in_terminal(settings: EngineSettings, talks: dict[str, Talk]) -> int:
         for name in _in_order(talks, models.loaded):
             models.get(name)
             out.write(f"{printable(name)}: " if len(talks) > 1 else "")
-            talks[name].answer(models.get(name), question, lambda piece: (out.write(printable(piece)), out.flush()))
+            talks[name].answer(models.get(name), question, partial(_show, out))
             out.write("\n")
     return 0
+
+
+def _show(out: IO[str], piece: str) -> None:
+    out.write(printable(piece))
+    out.flush()
 
 
 def _questions(out: IO[str]) -> Iterator[str]:

@@ -139,13 +139,14 @@ def _read_demo(source: Source) -> list[str]:
 def _read_local(path: Path):
     """Rows of a local file or of a folder saved by `save_to_disk`."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         if path.is_dir():
             loaded = datasets.load_from_disk(str(path))
             if isinstance(loaded, datasets.DatasetDict):
                 raise InputError(
-                    f"The folder {path} holds several splits", fix=f"Name one: {', '.join(sorted(loaded))}"
+                    f"The folder {path} holds several splits", fix=f"Name one: {', '.join(sorted(map(str, loaded)))}"
                 )
             return loaded
         if path.suffix not in _BUILDERS:
@@ -154,19 +155,20 @@ def _read_local(path: Path):
                 f"Prompts cannot be read from {path}", fix=f"Files may be {known}, or a save_to_disk folder"
             )
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"Prompts cannot be read from {path} ({_reason(error)})") from error
 
 
 def _read_hub(source: Source):
     """Rows of a data set on the hub, or in the local cache when there is no network."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     if Path(source.source).suffix in _BUILDERS or source.source.count("/") > 1 or source.source.startswith((".", "~")):
         raise InputError(f"There is no prompt file {source.source}", fix="Check the path")
     try:
         return datasets.load_dataset(source.source, source.config or None, split=source.split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(
             f"The data set {source.source} ({source.split}) cannot be read ({_reason(error)})",
             fix="Check its name and the network; a gated one needs HF_TOKEN; or give a local file in data.bad and data.good",

@@ -209,11 +209,11 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
         end = min(plan.trials, (first // plan.batch + 1) * plan.batch)
         indices = [index for index in range(first, end) if index not in decided]
         trials = [_ask(study, space, plan, index, drawn.get(index)) for index in indices]
-        emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=trials[0].params))
+        emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(trials[0].params)))
         results, rows = _evaluate(evaluate, [space.edit(trial.params) for trial in trials], plan, rows, emit)
         for index, trial, result in zip(indices, trials, results, strict=True):
             if index != first:
-                emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=trial.params))
+                emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
             _tell(study, trial, index, result, emit)
             decided.add(index)
         done += len(indices)

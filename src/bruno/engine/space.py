@@ -72,6 +72,11 @@ class Space:
             },
         )
 
+    def shown(self, parameters: Mapping[str, float | str]) -> Parameters:
+        """The parameters that mean something in this trial, for the log."""
+        idle = {"direction_index"} if parameters["direction_scope"] == "per layer" else set()
+        return {name: value for name, value in parameters.items() if name not in idle}
+
     def warm_starts(self) -> list[Parameters]:
         """Trials worth trying before any random one, whatever the family.
 
