@@ -7,13 +7,14 @@ base=/venv/main/bin/python
 [ -x "$base" ] || base=$(command -v python3)
 echo "* Python of the image: $base ($("$base" --version))"
 "$base" -m venv --system-site-packages --without-pip "$venv"
-# An environment made from another environment's Python sees the system's packages, not that one's: name them.
+# An environment made from another environment's Python sees the system's packages, not that one's: name its folders, as
+# folders of their own .pth files.
 "$base" - "$venv" << 'PY'
 import sys, sysconfig
 from pathlib import Path
 base = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
 site = Path(sysconfig.get_path("purelib", vars={"base": sys.argv[1], "platbase": sys.argv[1]}))
-site.joinpath("image-packages.pth").write_text("".join(f"{path}\n" for path in base))
+site.joinpath("image-packages.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in base))
 PY
 "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip
 "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel"
