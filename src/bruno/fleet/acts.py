@@ -205,7 +205,7 @@ def _find_rented(vast: Vast, action: CreateInstance, error: BrunoError) -> int:
     A definite no needs one look (a refused bid is known to leave a stopped instance); a lost reply is worth a few, since the
     list may lag behind.
     """
-    unsure = isinstance(error, Unreachable)
+    unsure = isinstance(error, NoAnswer)
     unseen = ""
     for delay in LOOK_AGAIN_AFTER if unsure else LOOK_AGAIN_AFTER[:1]:
         if delay:

@@ -50,7 +50,7 @@ _WORKSPACE = 'printf %s "${WORKSPACE:-/workspace}"'
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended by itself on the machine. Texts are hostile until sanitised, and cut at 8 MiB."""
+    """A command that ended by itself on the machine. Texts are hostile until sanitised, and cut at 1 MiB."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -172,10 +172,13 @@ class Host:
         """Write a small file, whole or not at all. Raises HostLost, DiskFull, TransferFailed."""
         temporary = f"{path}.new"
         with self.sftp(f"write {path}") as sftp:
-            with sftp.open(temporary, "wb") as file:
-                file.chmod(mode)  # before there is anything to read in it
-                file.write(data)
-            sftp.posix_rename(temporary, path)
+            try:
+                with sftp.open(temporary, "wb") as file:
+                    file.chmod(mode)  # before there is anything to read in it
+                    file.write(data)
+                sftp.posix_rename(temporary, path)
+            except FileNotFoundError as error:
+                raise self._failed(error, f"write {path}") from error
 
     def exists(self, path: str) -> bool:
         """Whether the path exists. Raises HostLost, TransferFailed: never False for "could not look"."""

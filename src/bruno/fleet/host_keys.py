@@ -32,6 +32,7 @@ class HostKeys:
             InputError: the file is there but broken. Never read as "none yet", which would trust any machine.
         """
         import paramiko
+        from paramiko.pkey import UnknownKeyType
 
         path = self._path(instance_id)
         try:
@@ -40,7 +41,7 @@ class HostKeys:
             return paramiko.PKey.from_type_string(kind, base64.b64decode(encoded, validate=True))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, binascii.Error, paramiko.SSHException) as error:
+        except (OSError, ValueError, binascii.Error, paramiko.SSHException, UnknownKeyType) as error:
             fix = "Delete it only if you are sure which machine answers: the next key seen is then pinned"
             raise InputError(f"the pinned host key {path} cannot be read", fix=fix) from error
 

@@ -2,8 +2,8 @@
 
 In the job's folder lie `log` (its output), and under `lock/` what one launch left: `launched` (when), `wrapper` and `job` (pid
 and start time of the two processes), `exit` (the exit code, renamed into place). The lock is a folder because making one is
-atomic: of two launches one is refused. Start times (field 22 of /proc/PID/stat) tell a process from a later one with its pid, and a
-zombie counts as dead.
+atomic: of two launches one is refused. Start times (field 22 of /proc/PID/stat) tell a process from a later one with its pid,
+and a zombie counts as dead.
 """
 
 from __future__ import annotations

@@ -94,9 +94,8 @@ def _headers(sources: dict[str, bytes]) -> str:
         raise BrunoError(
             "bruno is not installed as a package, so what its engine requires is unknown", fix="pip install ."
         ) from error
-    imported = {
-        _plain(name) for module in _imports(sources) for name in metadata.packages_distributions().get(module, ())
-    }
+    known = metadata.packages_distributions()  # reads every installed package's file list: more than a second
+    imported = {_plain(name) for module in _imports(sources) for name in known.get(module, ())}
     chosen: set[str] = set()
     for requirement in ours.requires or ():
         text, _, marker = (part.strip() for part in requirement.partition(";"))

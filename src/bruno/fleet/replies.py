@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import requests
+from typing import TYPE_CHECKING, Any
 
 from bruno.errors import BrunoError, InputError, Unreachable
 from bruno.fleet.errors import InstanceGone, NoCredit, OfferGone, ProviderRefused, RateLimited, WrongKey
 from bruno.guard.sanitise import SafeText, safe_line
 from bruno.settings.secrets import redact
+
+if TYPE_CHECKING:
+    import requests
 
 _NO_CREDIT = re.compile(
     r"insufficient[ _]credit|missing_billing|spend_rate_limit|no[ _]credit|negative balance", re.IGNORECASE
@@ -32,6 +33,10 @@ class NoAnswer(Unreachable):
     def __init__(self, message: str, *, fix: str = "", sent: bool = True) -> None:
         super().__init__(message, fix=fix)
         self.sent = sent
+
+
+class Withdrawn(Unreachable):
+    """The provider no longer offers this interface. Asking again is no use, and it says nothing about what exists."""
 
 
 class Busy(RateLimited):
@@ -51,6 +56,8 @@ def failure(error: Exception, *, doing: str, url: str) -> BrunoError:
         doing: what was attempted, as it reads after "could not".
         url: the provider's address, for the message.
     """
+    import requests
+
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _from_status(error.response, doing=doing, url=url)
     if isinstance(error, requests.exceptions.InvalidHeader):
@@ -95,7 +102,7 @@ def _from_status(response: requests.Response, *, doing: str, url: str) -> BrunoE
     if status >= 500:
         return NoAnswer(f"could not {doing}: {url} has trouble of its own (HTTP {status})", fix="Try again in a minute")
     if "deprecated_endpoint" in words:
-        return NoAnswer(f"could not {doing}: the provider has withdrawn this interface", fix="Update bruno", sent=False)
+        return Withdrawn(f"could not {doing}: the provider has withdrawn this interface", fix="Update bruno")
     return _from_words(words, doing=doing, status=status)
 
 

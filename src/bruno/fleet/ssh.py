@@ -24,7 +24,7 @@ from bruno.fleet.models import Endpoint
 CONNECT_SECONDS = 10.0
 """For each stage of opening a link: TCP, banner, authentication, a channel."""
 KEEPALIVE_SECONDS = 15
-OUTPUT_LIMIT = 8 << 20
+OUTPUT_LIMIT = 1 << 20
 """Bytes of a command's stdout (and of its stderr) that are kept: a machine must not be able to fill our memory."""
 CUT = b"\n[more output was left out]\n"
 
@@ -38,6 +38,8 @@ class FirstKey(paramiko.MissingHostKeyPolicy):
 
 class CappedRemote(Remote):
     """Fabric's runner, which keeps no more than `OUTPUT_LIMIT` bytes of each stream and drops the rest as it comes."""
+
+    read_chunk_size = 32 << 10  # 1000 by default, which makes a megabyte of output cost seconds
 
     def read_proc_stdout(self, num_bytes: int) -> bytes:
         return self._capped("stdout", lambda: self.channel.recv(num_bytes))

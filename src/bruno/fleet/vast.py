@@ -19,6 +19,7 @@ from bruno.fleet.clocks import Clock, Sleep, real_sleep, utc_now
 from bruno.fleet.errors import InstanceGone, WrongKey
 from bruno.fleet.models import Account, Instance, Listing, Offer, OfferQuery
 from bruno.fleet.package import check_address, checked_key, preload
+from bruno.fleet.replies import Busy, NoAnswer, failure
 from bruno.fleet.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -171,8 +172,6 @@ class Vast:
         """
         import requests
 
-        from bruno.fleet.replies import failure
-
         self._throttle.wait(kind)
         try:
             return call(self._sdk())
@@ -287,8 +286,6 @@ def _fits(offer: Offer, query: OfferQuery) -> bool:
 
 
 def _worth_repeating(error: BaseException) -> bool:
-    from bruno.fleet.replies import Busy, NoAnswer
-
     if isinstance(error, Busy):
         return not error.quota and (error.after or 0) <= _LONGEST_PAUSE
     return isinstance(error, NoAnswer)
