@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from humanize import naturalsize
 
 from bruno.errors import RunFailed
 from bruno.fleet import files
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 Detail = dict[str, Any]
 INDEX = "model.safetensors.index.json"
+TELL_EVERY = timedelta(seconds=1)
 _REPORT_BYTES = 4 << 20
 _LIST = ["find", "-L"]
 _FIELDS = ["-maxdepth", "1", "-type", "f", "-printf", "%s %f\\n"]
@@ -42,7 +46,7 @@ def verify(task: Task, _step: book.Verify) -> Detail:
         raise RunFailed(f"the model at {saved} is not whole: {', '.join(missing[:3])} missing or empty")
     task.world.records.update_run(task.run_id, remote_model=saved)
     total = sum(sizes.values())
-    task.tell(Kind.NOTICE, f"the model at {saved} is whole: {len(sizes)} files, {total / 1e9:.2f} GB")
+    task.tell(Kind.NOTICE, f"the model at {saved} is whole: {len(sizes)} files, {naturalsize(total)}")
     return {"model": saved, "files": len(sizes), "bytes": total}
 
 
@@ -52,14 +56,13 @@ def fetch(task: Task, _step: book.Fetch) -> Detail:
     if saved is None:
         return {"skipped": "no model was saved"}
     local = task.world.paths.models / task.run_id
-    told = -1.0
+    told = task.world.clock() - TELL_EVERY
 
     def progress(copy: files.Progress) -> None:
         nonlocal told
-        share = copy.done / copy.total if copy.total else 1.0
-        if share - told >= 0.01 or copy.done == copy.total:
-            told = share
-            text = f"copying home: {copy.done / 1e9:.2f} of {copy.total / 1e9:.2f} GB ({copy.file})"
+        if task.world.clock() - told >= TELL_EVERY or copy.files_done == copy.files_total:
+            told = task.world.clock()
+            text = f"copying home: {naturalsize(copy.done)} of {naturalsize(copy.total)} ({copy.file})"
             task.tell(Kind.TRANSFER, text, done_bytes=copy.done, total_bytes=copy.total)
 
     report = task.on_host(lambda host: files.fetch(host, saved, local, progress, task.cancel))

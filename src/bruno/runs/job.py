@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bruno.runs.task import Task
 
 Detail = dict[str, Any]
+TELL_MINUTES = 0.1
 ENDED = frozenset({JobPhase.FINISHED, JobPhase.LOST})
 _GPUS = re.compile(r"^\* Engine .* GPUs (\d+)$", re.MULTILINE)
 _INSTALLER = Path(__file__).with_name("install.sh")
@@ -223,21 +224,20 @@ def run_to_its_end(
         RunFailed: it still runs after `minutes`; it is left running.
     """
     launch_once(task, job, argv, env)
-    over = task.deadline(minutes)
-    shown = ""
+    over, quiet = task.deadline(minutes), task.deadline(0)
     while True:
         # The state first: what is read after a process has ended is all that it said.
         state = _until_known(task, lambda host: jobs.state(host, job), job)
         task.on_host(lambda host: bring(host, f"{job}/log", local))
         if state.phase in ENDED:
             return state
-        words = last_words(local)
-        if words != shown:
-            shown = words
-            task.tell(Kind.WAITING, f"{doing}: {words}")
+        if quiet():
+            quiet = task.deadline(TELL_MINUTES)
+            task.tell(Kind.WAITING, f"{doing}: {last_words(local)}")
         if over():
             raise RunFailed(
-                f"{doing} takes longer than {minutes:g} minutes and goes on there: {words}", fix=f"See {local}"
+                f"{doing} takes longer than {minutes:g} minutes and goes on there: {last_words(local)}",
+                fix=f"See {local}",
             )
         task.rest(task.poll)
 
