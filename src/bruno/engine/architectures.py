@@ -275,8 +275,7 @@ def residual_error(model: PreTrainedModel, writers: list[Writer]) -> float:
     handles = [block.register_forward_hook(keep_block(i), with_kwargs=True) for i, block in enumerate(blocks)]
     handles += [writer.module.register_forward_hook(keep_writer(writer)) for writer in writers]
     try:
-        device = model.get_input_embeddings().weight.device
-        model(input_ids=torch.arange(3, 11, device=device)[None], use_cache=False)
+        model(input_ids=torch.arange(3, 11, device=model.device)[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

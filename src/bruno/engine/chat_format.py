@@ -113,8 +113,8 @@ def encode_conversation(
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token id to fill masked positions with."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        if token is not None:
-            return token[0] if isinstance(token, list) else token
+        if isinstance(token, int):
+            return token
     return 0
 
 
@@ -167,7 +167,7 @@ def _fit(
     while keep > 0:
         keep -= len(_ELLIPSIS) // 2  # the ellipsis costs tokens of its own, and cut words may split differently
         head, tail = words[: max(0, keep - keep // 2)], words[len(words) - max(0, keep // 2) :]
-        content = tokenizer.decode(head) + _ELLIPSIS + tokenizer.decode(tail)
+        content = f"{tokenizer.decode(head)}{_ELLIPSIS}{tokenizer.decode(tail)}"
         ids = _tokens(tokenizer, [*messages[:turn], {**messages[turn], "content": content}, *messages[turn + 1 :]])
         if len(ids) <= max_tokens:
             return ids, True

@@ -144,7 +144,9 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     """Token ids that end an answer: the generation config's, else the tokenizer's."""
     configured = getattr(loaded.model.generation_config, "eos_token_id", None)
     configured = loaded.tokenizer.eos_token_id if configured is None else configured
-    return frozenset(configured if isinstance(configured, list) else [configured]) - {None}
+    return frozenset(
+        token for token in (configured if isinstance(configured, list) else [configured]) if isinstance(token, int)
+    )
 
 
 def _settled_rows(
@@ -245,13 +247,13 @@ class _Decoding:
         )
         self._position = torch.cat([s.item.batch.position_ids[:, -1] for s in wave])
         self._next = torch.cat([s.done.logits.argmax(-1) for s in wave])
-        layers = []
+        self._slabs: list[Slab] = []
         for layer in range(loaded.layers):
             keys, values = (
                 torch.cat([_widened(s.done.keys_values[layer][side], prefix, width) for s in wave]) for side in (0, 1)
             )
-            layers.append(Slab(keys, values, width + max_new_tokens))
-        self._cache = Cache(layers=layers)
+            self._slabs.append(Slab(keys, values, width + max_new_tokens))
+        self._cache = Cache(layers=list(self._slabs))
 
     def tokens(self) -> list[tuple[int, int, int]]:
         """(trial, prompt, newest token) for each live row."""
@@ -270,8 +272,8 @@ class _Decoding:
             out_of = torch.tensor(sources, device=self._mask.device)
             for tensor in (self._mask, self._position, self._next):
                 tensor[into] = tensor[out_of]
-            for layer in self._cache.layers:
-                layer.move(out_of, into)
+            for slab in self._slabs:
+                slab.move(out_of, into)
             for place, source in zip(places, sources, strict=True):
                 self.owners[place] = self.owners[source]
         del self.owners[kept:]

@@ -149,11 +149,8 @@ def prefix_of_trials(loaded: LoadedModel, prepared: PreparedPrompts, session: Ed
     cache = DynamicCache()
     positions = torch.arange(prepared.prefix, device=device).expand(trials, -1)
     _forward(loaded, Batch(torch.arange(trials), ids, mask, positions), mask, cache, start, state)
-    own = [(layer.keys, layer.values) for layer in cache.layers]
-    return [
-        [base[i] if i < start else (own[i][0][t : t + 1], own[i][1][t : t + 1]) for i in range(loaded.layers)]
-        for t in range(trials)
-    ]
+    own = _held(cache, start)
+    return [[*base[:start], *((k[t : t + 1], v[t : t + 1]) for k, v in own)] for t in range(trials)]
 
 
 def trial_pass(
@@ -176,8 +173,7 @@ def trial_pass(
         return Pass(item.logits, below)
     cache = _cache_of(prefix, rows)
     logits = _forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
-    above = [(layer.keys, layer.values) for layer in cache.layers]
-    return Pass(logits, [*below[:start], *above[start:]])
+    return Pass(logits, [*below[:start], *_held(cache, start)])
 
 
 def _why_not_reuse(loaded: LoadedModel, prompts: EncodedPrompts) -> str:
@@ -221,14 +217,14 @@ def _prepare(loaded: LoadedModel, prompts: EncodedPrompts, rows: int, prefix: in
         cache = DynamicCache()
         with _keeping_states(loaded, kept) as prefix_states:
             _forward(loaded, Batch(torch.zeros(1), ids, torch.ones_like(ids), positions), torch.ones_like(ids), cache)
-        prefix_keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+        prefix_keys_values = _held(cache)
     batches = []
     for batch in prompts.batches(rows, loaded.device, start=prefix):
         mask = torch.cat([batch.attention_mask.new_ones(len(batch.indices), prefix), batch.attention_mask], dim=1)
         cache = _cache_of(prefix_keys_values, len(batch.indices))
         with _keeping_states(loaded, kept) as states:
             logits = _forward(loaded, batch, mask, cache)
-        own = [(layer.keys[:, :, prefix:], layer.values[:, :, prefix:]) for layer in cache.layers] if reuse else []
+        own = [(k[:, :, prefix:], v[:, :, prefix:]) for k, v in _held(cache)] if reuse else []
         batches.append(PreparedBatch(batch, mask, logits, states, [(k.contiguous(), v.contiguous()) for k, v in own]))
     return PreparedPrompts(prompts, loaded.layers, prefix, prefix_states, prefix_keys_values, batches, reuse)
 
@@ -282,6 +278,11 @@ def _cache_of(keys_values: KeysValues, rows: int) -> DynamicCache:
     if not keys_values:
         return DynamicCache()
     return DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in keys_values])
+
+
+def _held(cache: DynamicCache, start: int = 0) -> KeysValues:
+    """What a cache holds for the blocks from `start` on. (Below it, a pass that began there may have left nothing.)"""
+    return [(keys, values) for keys, values, _ in list(cache)[start:] if keys is not None and values is not None]
 
 
 def _joined(prefix: KeysValues, own: KeysValues, rows: int) -> KeysValues:
