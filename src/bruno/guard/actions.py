@@ -180,7 +180,7 @@ class RunPlaybook(_Action):
         return self.steps
 
     def describe(self) -> str:
-        return f"run playbook {self.playbook}: {', '.join(self.steps)}"
+        return f"run playbook {self.playbook} on it, {len(self.steps)} steps, the engine reshaping {self.model}"
 
 
 Action = Annotated[

@@ -54,4 +54,6 @@ class Decision(BaseModel):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        return tuple(hit.reason for hit in self.hits)
+        """Why the verdict is what it is: the hits that carry it, each with what to do."""
+        deciding = (hit for hit in self.hits if hit.verdict is self.verdict)
+        return tuple(f"{hit.reason}. {hit.fix}" if hit.fix else hit.reason for hit in deciding)

@@ -1,56 +1,86 @@
-"""A plan in words. Drawn from the plan and the guard's decision alone, so that what is confirmed is what is shown."""
+"""A plan in words. Drawn from the plan and the guard's decision alone, so that what is confirmed is what is shown.
+
+Most important first: an 80x24 terminal shows the offer, the price, the disk and what is denied without scrolling.
+"""
 
 from __future__ import annotations
 
+import textwrap
+
 from bruno.guard.decision import Verdict
-from bruno.guard.plan import Cost, Fact
+from bruno.guard.plan import Cost, Fact, Plan
 from bruno.guard.sanitise import safe_line
 from bruno.operator.views import Card
 
-_MARK = {Verdict.ALLOW: "note", Verdict.CONFIRM: "asks", Verdict.CLARIFY: "asks", Verdict.DENY: "no"}
+_LINE = 400
+_HEADLINE = ("gpu_memory_gb", "reliability", "location")
+_WORDED = frozenset({*_HEADLINE, "model_bytes", "disk_gb", "dph_total", "model_class"})
+"""Facts that stand in a line of their own already."""
 
 
-def lines(card: Card) -> tuple[str, ...]:
-    """The card as plain text lines, sanitised. A face may colour them; it adds and leaves out nothing."""
-    plan, decision = card.plan, card.decision
+def lines(card: Card, width: int = 78) -> tuple[str, ...]:
+    """The card as plain text lines, sanitised and wrapped. A face may colour them; it adds and leaves out nothing."""
+    plan = card.plan
     out = [plan.title, f"plan {plan.plan_id[:12]}"]
     if card.proposed_by_assistant:
-        out.append("understood by the assistant from your words; check that it is what you meant")
+        out.append("Understood by the assistant from your words: check that it is what you meant.")
+    out += ["", *_rows(card)]
     out += ["", "What will be done"]
     for number, step in enumerate(plan.steps, 1):
-        action = step.action
-        out.append(f"  {number}. {action.describe()}" + (f" ({step.why})" if step.why else ""))
-        out += [f"       $ {call}" for call in action.calls()]
-        out.append(f"       undo: {action.inverse or 'none, this cannot be undone'}")
-    money = _money(plan.cost)
-    if money:
-        out += ["", "What it costs", *(f"  {line}" for line in money)]
-    if plan.notes:
-        out += ["", "What it rests on", *(f"  {note}" for note in plan.notes)]
-    facts = [_fact(fact) for fact in plan.facts]
-    if facts:
-        out += [f"  {line}" for line in facts]
-    hits = [hit for hit in decision.hits if hit.verdict is not Verdict.CONFIRM]
-    if hits:
-        out += ["", "What the guard says"]
-        for hit in hits:
-            out.append(f"  {_MARK[hit.verdict]}: {hit.reason}" + (f". {hit.fix}" if hit.fix else ""))
+        out.append(f"  {number}. {step.action.describe()}" + (f" ({step.why})" if step.why else ""))
+        out += [f"     $ {call}" for call in step.action.calls()]
+        out.append(f"     undo: {step.action.inverse or 'none, this cannot be undone'}")
     out += ["", _ending(card)]
-    return tuple(str(safe_line(line, 400)) if line.strip() == line else _indented(line) for line in out)
+    return tuple(piece for line in out for piece in _wrapped(line, width))
 
 
-def _indented(line: str) -> str:
-    depth = len(line) - len(line.lstrip())
-    return " " * depth + str(safe_line(line, 400))
+def _rows(card: Card) -> list[str]:
+    """Named lines: price, disk, time, facts, and what the guard has to say."""
+    plan = card.plan
+    rows = [("no", _reason(hit)) for hit in card.decision.hits if hit.verdict is Verdict.DENY]
+    offer = _offer(plan)
+    if offer:
+        rows.append(("offer", offer))
+    rows += [("price", line) for line in _money(plan)]
+    for note in plan.notes:
+        name, colon, rest = note.partition(": ")
+        rows.append((name, rest) if colon and len(name) <= 10 else ("", note))
+    rest = [_fact(fact) for fact in plan.facts if fact.name not in _WORDED]
+    if rest:
+        rows.append(("facts", "; ".join(rest)))
+    rows += [("note", _reason(hit)) for hit in card.decision.hits if hit.verdict is Verdict.ALLOW]
+    out, last = [], ""
+    for name, text in rows:
+        out.append(f"{name if name != last else '':<7} {text}")
+        last = name
+    return out
 
 
-def _money(cost: Cost) -> list[str]:
+def _offer(plan: Plan) -> str:
+    """Where and what the machine is, as the provider says; empty for a plan that rents none."""
+    memory, reliability, place = (plan.fact(name) for name in _HEADLINE)
+    if memory is None:
+        return ""
+    said = [f"{memory.value:.0f} GB of GPU memory" if isinstance(memory.value, float) else "GPU memory unknown"]
+    said.append(f"reliability {reliability.value:.4g}" if reliability and reliability.value else "reliability unknown")
+    said.append(str(place.value) if place and place.value else "place unknown")
+    return ", ".join(said)
+
+
+def _reason(hit: object) -> str:
+    reason, fix = str(getattr(hit, "reason", "")), str(getattr(hit, "fix", ""))
+    return f"{reason}. {fix}." if fix else reason
+
+
+def _money(plan: Plan) -> list[str]:
+    cost: Cost = plan.cost
     out = []
     if cost.per_hour is not None:
-        out.append(f"${cost.per_hour:.3f}/h, disk included")
+        disk = plan.fact("disk_gb")
+        out.append(f"${cost.per_hour:.3f}/h, {f'{disk.value:g} GB of ' if disk and disk.value else ''}disk included")
     if cost.hours is not None and cost.total is not None:
         out.append(f"about {_hours(cost.hours)}, so about ${cost.total:.2f} in all")
-    elif cost.per_hour is not None and cost.stopped_per_day is None:
+    elif cost.per_hour is not None and plan.fact("disk_gb"):
         out.append("how long it takes is unknown, so the total is unknown")
     if cost.stopped_per_day is not None:
         out.append(f"${cost.stopped_per_day:.2f} per day once it is stopped (its disk), until it is destroyed")
@@ -67,13 +97,11 @@ def _fact(fact: Fact) -> str:
         worded = "unknown"
     elif isinstance(fact.value, bool):
         worded = "yes" if fact.value else "no"
-    elif fact.name.endswith("_bytes"):
-        worded = f"{float(fact.value) / 1e9:.1f} GB"
     elif isinstance(fact.value, float):
         worded = f"{fact.value:g}"
     else:
         worded = str(fact.value)
-    return f"{fact.name.replace('_', ' ')}: {worded} ({fact.source})"
+    return f"{fact.name.replace('_', ' ')} {worded} ({fact.source})"
 
 
 def _ending(card: Card) -> str:
@@ -84,3 +112,16 @@ def _ending(card: Card) -> str:
             return f"Type {card.decision.word} to go on; anything else does not."
         case _:
             return "No confirmation is needed."
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """The line, sanitised; longer than `width` it goes on below, under its own text."""
+    depth = len(line) - len(line.lstrip())
+    text = str(safe_line(line, _LINE * 3))
+    if not text:
+        return [""]
+    words = text.split(" ", 1)[0]
+    named = depth == 0 and len(words) <= 7 and line[7:8] == " " and line != text
+    hang = 8 if named or (depth == 8) else depth + (3 if text[:1].isdigit() else 2)
+    first = f"{words:<7} {text[len(words) :].strip()}" if named else " " * depth + text
+    return textwrap.wrap(first, max(width, 30), subsequent_indent=" " * hang, break_on_hyphens=False, drop_whitespace=True)
