@@ -1,0 +1,60 @@
+"""What was typed, what was answered, what happened. Everything is drawn with markup off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from bruno.guard.sanitise import safe, safe_line
+
+MOST_ENTRIES = 400
+"""Older entries leave the screen; runs and their logs keep what matters."""
+_GLYPHS = {"info": "·", "good": "✔", "warn": "!", "bad": "✘"}
+
+
+class Conversation(VerticalScroll):
+    """A growing list of entries that stays at its end unless it was scrolled up."""
+
+    def __init__(self) -> None:
+        super().__init__(id="talk")
+        self.border_title = "bruno"
+
+    def on_mount(self) -> None:
+        self.anchor()
+
+    def typed(self, text: str) -> None:
+        """What the person said."""
+        self._add(f"› {safe(text)}", "typed")
+
+    def said(self, text: str, level: str = "info") -> None:
+        """An answer or a notice; `level` as in a Happening."""
+        self._add(safe(text), level)
+
+    def happened(self, at: datetime, level: str, text: str) -> None:
+        """Something that happened, with its time and a glyph."""
+        self._add(f"{at.astimezone():%H:%M:%S} {_GLYPHS.get(level, '·')} {safe_line(text, 1_000)}", level)
+
+    def card(self, lines: Sequence[str], title: str) -> None:
+        """A plan that was shown: kept, so that it can be read again."""
+        entry = self._add("\n".join(safe_line(line, 500) if line.strip() == line else line for line in lines), "card")
+        entry.border_title = safe_line(title)
+
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns as text, as wide as their widest cell."""
+        cells = [tuple(heads), *(tuple(safe_line(cell) for cell in row) for row in rows)]
+        widths = [max(len(row[column]) for row in cells if column < len(row)) for column in range(len(heads))]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in cells)
+        self._add("\n".join(line.rstrip() for line in lines), "table")
+
+    def empty(self) -> None:
+        self.remove_children()
+
+    def _add(self, text: str, kind: str) -> Static:
+        entry = Static(text, classes=f"entry {kind}", markup=False)
+        self.mount(entry)
+        if len(self.children) > MOST_ENTRIES:
+            self.children[0].remove()
+        return entry
