@@ -6,16 +6,13 @@ the provider gives to bad requests. Authorisation, faults and transport are `htt
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bruno.sandbox import offers, rows
+from bruno.sandbox import offers, pages, rows
 from bruno.sandbox.faults import FaultKind
 from bruno.sandbox.state import Instance
 from bruno.sandbox.world import Refusal, World
@@ -97,35 +94,30 @@ def list_instances(world: World, call: Call) -> dict[str, Any]:
         raise _deprecated("/api/v1/instances/")
     found = [_row(world, instance) for instance in world.state.instances.values()]
     total = len(found)
-    if missing := world.faults.take(FaultKind.LIST_MISSING_ROW, instance=_any_fault_instance(world)):
+    if missing := world.faults.take(FaultKind.LIST_MISSING_ROW, wherever=True):
         gone = missing.instance if missing.instance is not None else next(iter(world.state.instances), None)
         found = [row for row in found if row["id"] != gone]
     filters = call.query.get("select_filters") or {}
-    found = [row for row in found if all(_fits(row, column, tests) for column, tests in filters.items())]
+    found = [row for row in found if all(pages.fits(row, column, tests) for column, tests in filters.items())]
     for order in reversed(call.query.get("order_by") or [{"col": "id", "dir": "asc"}]):
         found.sort(
-            key=lambda row: (_column(row, order["col"]) is None, row[order["col"]]), reverse=order.get("dir") == "desc"
+            key=lambda row: (pages.column(row, order["col"]) is None, row[order["col"]]),
+            reverse=order.get("dir") == "desc",
         )
-    start = _offset(call.query.get("after_token"))
+    start = pages.offset(call.query.get("after_token"))
     limit = min(int(call.query.get("limit") or PAGE), PAGE)
     page, more = found[start : start + limit], len(found) > start + limit
     labels = [row["label"] for row in found]
     if columns := call.query.get("select_cols"):
-        page = [{column: _column(row, column) for column in columns} for row in page]
+        page = [{column: pages.column(row, column) for column in columns} for row in page]
     return {
         "success": True,
         "instances": page,
         "instances_found": len(found),
         "total_instances": total,
         "label_counts": {label or "": labels.count(label) for label in labels},
-        "next_token": _token(start + limit) if more else None,
+        "next_token": pages.token(start + limit) if more else None,
     }
-
-
-def _any_fault_instance(world: World) -> int | None:
-    """The instance the ordered missing-row fault names, if it names one."""
-    kinds = (f.instance for f in world.state.faults if f.kind is FaultKind.LIST_MISSING_ROW)
-    return next(kinds, None)
 
 
 def list_v0(_world: World, _call: Call) -> dict[str, Any]:
@@ -260,9 +252,9 @@ def charges(world: World, call: Call) -> dict[str, Any]:
     first, last = float(window.get("gte", 0)), float(window.get("lte", float("inf")))
     found = [c for c in world.state.charges if c.end >= first and c.start <= last]
     found.sort(key=lambda c: c.start, reverse=bool(call.query.get("latest_first")))
-    start, limit = _offset(call.query.get("after_token")), min(int(call.query.get("limit") or 20), 100)
+    start, limit = pages.offset(call.query.get("after_token")), min(int(call.query.get("limit") or 20), 100)
     page = found[start : start + limit]
-    token = _token(start + limit) if len(found) > start + limit else None
+    token = pages.token(start + limit) if len(found) > start + limit else None
     results = [rows.charge_row(charge) for charge in page]
     return {"success": True, "results": results, "count": len(page), "total": len(found), "next_token": token}
 
@@ -284,42 +276,6 @@ def _row(world: World, instance: Instance) -> dict[str, Any]:
     if world.faults.take(FaultKind.PORTS_NULL, instance=instance.id):
         row["ports"] = None
     return row
-
-
-def _column(row: Mapping[str, Any], column: str) -> Any:
-    if column not in row:
-        raise Refusal(400, "invalid_request", f"Unknown column {column!r}.")
-    return row[column]
-
-
-def _fits(row: Mapping[str, Any], column: str, tests: Mapping[str, Any]) -> bool:
-    have = _column(row, column)
-    checks: dict[str, Callable[[Any], bool]] = {
-        "eq": lambda want: have == want,
-        "neq": lambda want: have != want,
-        "in": lambda want: have in want,
-        "notin": lambda want: have not in want,
-        "gt": lambda want: have is not None and have > want,
-        "gte": lambda want: have is not None and have >= want,
-        "lt": lambda want: have is not None and have < want,
-        "lte": lambda want: have is not None and have <= want,
-    }
-    if unknown := set(tests) - set(checks):
-        raise Refusal(400, "invalid_request", f"Unknown operator {sorted(unknown)[0]!r}.")
-    return all(checks[name](want) for name, want in tests.items())
-
-
-def _token(offset: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps({"offset": offset, "nonce": secrets.token_hex(4)}).encode()).decode()
-
-
-def _offset(token: Any) -> int:
-    if not token:
-        return 0
-    try:
-        return int(json.loads(base64.urlsafe_b64decode(str(token)))["offset"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
-        raise Refusal(400, "invalid_token", "after_token is not one of ours.") from None
 
 
 ROUTES = [

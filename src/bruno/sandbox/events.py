@@ -66,6 +66,8 @@ async def _to_an_instance(sandbox: Sandbox, fault: Fault, instance: Instance) ->
             machine.lose_host(instance, now, str(fault.value or "offline"))
         case FaultKind.ONLINE:
             machine.regain_host(instance, now)
+        case FaultKind.CONTAINER_EXIT if instance.stage not in machine.CONTAINER_UP:
+            raise ValueError(f"instance {instance.id} has no container running")
         case FaultKind.CONTAINER_EXIT:
             machine.enter(instance, Stage.DIED, now)
         case FaultKind.HOST_KEY_CHANGE if ssh is not None:

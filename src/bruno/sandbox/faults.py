@@ -116,14 +116,16 @@ class FaultBook:
         """Take back every fault that has not struck yet."""
         self._faults.clear()
 
-    def take(self, kind: FaultKind, *, instance: int | None = None, operation: str | None = None) -> Fault | None:
+    def take(
+        self, kind: FaultKind, *, instance: int | None = None, operation: str | None = None, wherever: bool = False
+    ) -> Fault | None:
         """Use up one strike of the first fault that fits, or return None.
 
-        A fault without an instance (operation) fits every one; a fault with one fits only that.
+        A fault without an instance (operation) fits every one; a fault with one fits only that, or `wherever`.
         """
         for fault in self._faults:
-            fits = fault.kind is kind and fault.instance in {None, instance} and fault.operation in {None, operation}
-            if not fits:
+            here = wherever or (fault.instance in {None, instance} and fault.operation in {None, operation})
+            if fault.kind is not kind or not here:
                 continue
             if fault.times is not None:
                 fault.times -= 1

@@ -2,7 +2,8 @@
 
     instances/<id>/root/                home; ~/.vast_containerlabel, ~/onstart.sh, ~/.ssh/authorized_keys
     instances/<id>/root/workspace/      what /workspace is on a rented machine
-    instances/<id>/venv/                python3: the sandbox's interpreter, and every package it can import
+    instances/<id>/venv/                python3: the sandbox's interpreter; what pip installs on the instance goes here
+    instances/<id>/site/                links to the packages the sandbox's interpreter has, except bruno itself
     instances/<id>/bin/                 nvidia-smi, pip; first on PATH
     instances/<id>/tmp/                 TMPDIR
     instances/<id>/ssh_host_ed25519_key
@@ -102,22 +103,33 @@ class InstanceFolder:
         (self.home / ".ssh").chmod(0o700)
         (self.home / ".vast_containerlabel").write_text(f"C.{self.id}\n", encoding="utf-8")
         (self.home / "onstart.sh").write_text(f"#!/bin/bash\n{instance.onstart or ''}\n", encoding="utf-8")
+
+    def equip(self, instance: Instance) -> None:
+        """Put in what the image brings: Python, its packages and the tools. Done at every container start."""
         profile = _PROFILE.format(path=shlex.quote(self.path), id=self.id)
         (self.home / ".bash_profile").write_text(profile, encoding="utf-8")
-        if not (self.venv / "pyvenv.cfg").exists():
+        if not any(self.venv.glob("lib/*/site-packages/sandbox.pth")):  # written last
             self._make_venv()
         self._write_tools(instance)
 
     def _make_venv(self) -> None:
         """An environment of its own, so that `pip install` on the instance never changes the console's.
 
-        It sees every package the sandbox's interpreter sees, as an image with torch in its environment would.
+        It sees every package the sandbox's interpreter has, as an image that ships torch would, but not bruno: that has
+        to be brought there. The links lie outside the environment, so pip never uninstalls through them.
         """
         venv.EnvBuilder(symlinks=True, with_pip=False).create(self.venv)
-        seen = [entry for entry in sys.path if Path(entry).name in {"site-packages", "dist-packages"}]
+        sources = [Path(entry) for entry in sys.path if Path(entry).name in {"site-packages", "dist-packages"}]
+        lines = []
+        for number, source in enumerate(sources):
+            links = self.base / "site" / str(number)
+            links.mkdir(parents=True, exist_ok=True)
+            for entry in source.iterdir():
+                if "bruno" not in entry.name.lower() and not (links / entry.name).is_symlink():
+                    (links / entry.name).symlink_to(entry)
+            lines.append(f"import site; site.addsitedir({str(links)!r})\n")
         scheme = sysconfig.get_paths("venv", vars={"base": str(self.venv), "platbase": str(self.venv)})
-        lines = [f"import site; site.addsitedir({entry!r})" for entry in seen]
-        Path(scheme["purelib"], "sandbox.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(scheme["purelib"], "sandbox.pth").write_text("".join(lines), encoding="utf-8")
 
     def _write_tools(self, instance: Instance) -> None:
         python = shlex.quote(str(self.venv / "bin" / "python3"))

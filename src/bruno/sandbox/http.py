@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from bruno.sandbox.world import Refusal
 
 if TYPE_CHECKING:
     from bruno.sandbox.server import Sandbox
+
+log = logging.getLogger(__name__)
 
 # The shortest time between two calls of an operation, in sandbox seconds, as the provider documents them.
 INTERVALS = {
@@ -128,7 +131,8 @@ class Provider:
             await sandbox.tick_locked()
             try:
                 response = reply(route.handler(sandbox.world, call))
-            except (TypeError, ValueError, KeyError, AttributeError) as error:  # a body no real client sends
+            except (TypeError, ValueError) as error:  # a body no real client sends
+                log.warning("%s refused", operation, exc_info=error)
                 raise Refusal(400, "invalid_args", f"{type(error).__name__}: {error}") from error
             finally:
                 await sandbox.settle_locked(changed=request.method != "GET")

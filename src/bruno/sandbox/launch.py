@@ -59,7 +59,7 @@ def running(home: Path) -> SandboxInfo | None:
     path = state_of(home) / "server.json"
     try:
         info = SandboxInfo.model_validate_json(path.read_text(encoding="utf-8"))
-        health = SandboxControl(info.url, info.admin_token, timeout=3.0).health()
+        health = SandboxControl(info.url, info.admin_token, timeout=10.0).health()
     except (FileNotFoundError, ValidationError, Unreachable, InputError):
         return None
     same = health.get("pid") == info.pid and health.get("state") == str(info.state)
@@ -105,7 +105,7 @@ def _start(folder: Path, idle_minutes: float) -> SandboxInfo:
     if log_path.exists() and log_path.stat().st_size > _LOG_BYTES:
         log_path.replace(folder / "sandbox.log.1")
     ready, told = os.pipe()
-    command = [sys.executable, "-m", "bruno.sandbox", "--state", str(folder), "--idle-minutes", str(idle_minutes)]
+    command = [sys.executable, "-P", "-m", "bruno.sandbox", "--state", str(folder), "--idle-minutes", str(idle_minutes)]
     environment = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("LC_")}
     with log_path.open("ab") as log:
         try:
@@ -164,10 +164,10 @@ def _end(info: SandboxInfo, *, stop_instances: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[IO[str]]:
-    """Hold the right to serve a state folder. Raises `InputError` if another process has it."""
+def serving(folder: Path, *, patience: float = 5.0) -> Iterator[IO[str]]:
+    """Hold the right to serve a state folder. Raises `InputError` if another process keeps it for `patience` seconds."""
     with (folder / "serve.lock").open("a", encoding="utf-8") as lock:
-        deadline = time.monotonic() + 5.0  # one that is just ending may still hold it
+        deadline = time.monotonic() + patience  # one that is just ending may still hold it
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -70,7 +70,8 @@ def due(instance: Instance, pace: Pace) -> float | None:
 
 def duration(instance: Instance, pace: Pace) -> float:
     """How long its present stage lasts, in seconds."""
-    return instance.pace.get(instance.stage, getattr(pace, instance.stage.value))
+    own = instance.pace.get(instance.stage)
+    return own if own is not None else float(getattr(pace, instance.stage.value))
 
 
 def step(instance: Instance, at: float) -> Stage:
@@ -116,7 +117,11 @@ def request_stop(instance: Instance, at: float) -> None:
 
 def request_start(instance: Instance, at: float, *, gpu_free: bool = True) -> None:
     """The customer's start. With the GPU taken the instance stays stopped and waits (`next_state` running)."""
-    if instance.stage not in {Stage.HALTED, Stage.EXITED, Stage.DIED, Stage.STOPPING}:
+    if instance.stage is Stage.STOPPING:  # not yet stopped: the stop is taken back
+        enter(instance, Stage.RUNNING if instance.actual == "running" else Stage.LOADING, at)
+        instance.intended = instance.cur = instance.next_state = "running"
+        return
+    if instance.stage not in {Stage.HALTED, Stage.EXITED, Stage.DIED}:
         return
     instance.intended = instance.next_state = "running"
     if gpu_free:
@@ -147,4 +152,5 @@ def lose_host(instance: Instance, at: float, status: str = "offline") -> None:
 def regain_host(instance: Instance, at: float) -> None:
     """A lost host answers again; what was asked for in between is done now."""
     if instance.stage is Stage.LOST:
-        enter(instance, Stage.HALTED if instance.intended == "stopped" else Stage.RUNNING, at)
+        started = Stage.RUNNING if instance.generation else Stage.LOADING
+        enter(instance, Stage.HALTED if instance.intended == "stopped" else started, at)

@@ -27,6 +27,11 @@ UNITS = {
 }
 
 
+def say(line: str) -> None:
+    """One line on standard output."""
+    sys.stdout.write(f"{line}\n")
+
+
 def processes() -> list[dict[str, float]]:
     """The Python processes of this instance: pid, resident MiB, processor seconds per second of life."""
     ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
@@ -85,19 +90,22 @@ def table(query: str, rows: list[dict[str, object]], options: list[str]) -> int:
     known = set(gpu_values(0, [])) | {"pid", "process_name", "used_memory", "used_gpu_memory"}
     for field in fields:
         if field not in known:
-            print(f'Field "{field}" is not a valid field to query.')
+            say(f'Field "{field}" is not a valid field to query.')
             return 2
     units = {} if "nounits" in options else UNITS
     if "noheader" not in options:
-        print(", ".join(field + (f" [{UNITS[field].strip()}]" if field in UNITS else "") for field in fields))
+        say(", ".join(field + (f" [{UNITS[field].strip()}]" if field in UNITS else "") for field in fields))
     for row in rows:
-        print(", ".join(f"{row[field]}{units.get(field, '')}" for field in fields))
+        say(", ".join(f"{row[field]}{units.get(field, '')}" for field in fields))
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """Answer one invocation; the exit status is the real tool's for the same mistake."""
-    given = dict(a.partition("=")[::2] for a in arguments if a.startswith("--"))
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        given[name] = value
     running = processes()
     gpus = [gpu_values(index, running) for index in range(FACTS["count"])]
     chosen = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "-i"), given.get("--id"))
@@ -115,10 +123,10 @@ def main(arguments: list[str]) -> int:
         return table(given["--query-compute-apps"], apps, options)
     for gpu in gpus:
         if "-L" in arguments:
-            print(f"GPU {gpu['index']}: {gpu['name']} (UUID: {gpu['uuid']})")
+            say(f"GPU {gpu['index']}: {gpu['name']} (UUID: {gpu['uuid']})")
         else:
             used = f"{gpu['memory.used']}MiB / {gpu['memory.total']}MiB"
-            print(
+            say(
                 f"EMULATED by the bruno sandbox | GPU {gpu['index']} {gpu['name']} | {used} | {gpu['utilization.gpu']}%"
             )
     return 0

@@ -11,13 +11,15 @@ import os
 import resource
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import psutil
 
 from bruno.sandbox.folder import MARKER, InstanceFolder
 
-_ROUNDS = 50  # a process that forks faster than this many sweeps of the process table is not stopped by killing
+_PAUSE = 0.005  # seconds for the kernel to take the killed ones away
+_ROUNDS = 200  # a process that forks faster than this many sweeps of the process table is not stopped by killing
 
 
 def find(folder: InstanceFolder) -> list[psutil.Process]:
@@ -59,7 +61,7 @@ def kill(folder: InstanceFolder) -> int:
             except psutil.NoSuchProcess:
                 continue
             killed.add(process.pid)
-        psutil.wait_procs(processes, timeout=0.2)
+        time.sleep(_PAUSE)  # not psutil.wait_procs: it would reap the sandbox's own children and lose their status
     raise RuntimeError(f"processes of instance {folder.id} cannot be killed: {[p.pid for p in find(folder)]}")
 
 

@@ -11,6 +11,7 @@ carry its instances' marker; nothing else. Needs aiohttp and asyncssh, so it is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ from bruno.sandbox.world import World
 
 log = logging.getLogger(__name__)
 _SAVE_EVERY = 5.0  # wall-clock seconds between saves when only money has changed
+_LAST_ANSWERS = 0.5  # wall-clock seconds for requests under way when the sandbox ends
 _LONGEST_NAP = 1.0  # wall-clock seconds between two looks at the account while an instance exists
 
 
@@ -118,14 +120,15 @@ class Sandbox:
         app = web.Application(middlewares=[local_only], client_max_size=2**20)
         Provider(self).mount(app)
         Admin(self).mount(app)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
+        self._runner = runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_ANSWERS)
+        await runner.setup()
         sock = bind(self.state.http_port or None)
         self.state.http_port = sock.getsockname()[1]
-        await web.SockSite(self._runner, sock).start()
+        await web.SockSite(runner, sock).start()
         await self.tick()
         self._save()
         self._loop_task = asyncio.create_task(self._keep_time())
+        self._loop_task.add_done_callback(self._time_stopped)
 
     async def close(self) -> None:
         """Stop serving. The instances' processes go on; the next sandbox on this folder finds them."""
@@ -204,6 +207,7 @@ class Sandbox:
     async def _boot(self, instance: Instance) -> None:
         folder = self.folder_of(instance.id)
         await asyncio.to_thread(folder.prepare, instance)
+        await asyncio.to_thread(folder.equip, instance)
         if instance.onstart and not instance.foreign:
             plain = {name: value for name, value in instance.extra_env if name.isidentifier()}
             processes.start_onstart(folder, plain)
@@ -247,7 +251,11 @@ class Sandbox:
         await asyncio.to_thread(self.folder_of(instance_id).remove)
 
     async def _kill(self, instance_id: int) -> None:
-        ended = await asyncio.to_thread(processes.kill, self.folder_of(instance_id))
+        try:
+            ended = await asyncio.to_thread(processes.kill, self.folder_of(instance_id))
+        except RuntimeError as error:
+            log.error("instance %s: %s", instance_id, error)
+            return
         if ended:
             log.info("instance %s: ended %d processes", instance_id, ended)
 
@@ -298,10 +306,8 @@ class Sandbox:
     async def _keep_time(self) -> None:
         """Wake when something falls due, and end when idle or when the folder has been deleted."""
         while not self.ended.is_set():
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._nap())
-            except TimeoutError:
-                pass
             self._wake.clear()
             if not self.folder.exists():
                 await self._mourn()
@@ -309,6 +315,12 @@ class Sandbox:
             await self.tick()
             if self._idle():
                 self.request_end("nothing to do")
+
+    def _time_stopped(self, task: asyncio.Task[None]) -> None:
+        """A sandbox whose time stands still by mistake would bill and stop nothing: better none at all."""
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the clock task failed", exc_info=error)
+            self.request_end("the clock task failed")
 
     def _nap(self) -> float:
         event, clock = self.world.next_event(), self.state.clock

@@ -46,7 +46,7 @@ class _PipeWriter(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._room.set()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
         self.closed = True
         self._room.set()
 

@@ -203,10 +203,10 @@ class _Gatekeeper(asyncssh.SSHServer):
         self._connection = conn
         self._ssh.entered(conn)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncssh's signature
         self._ssh.left(self._connection)
 
-    def begin_auth(self, username: str) -> bool:
+    def begin_auth(self, username: str) -> bool:  # noqa: ARG002 asyncssh's signature
         self._connection.send_auth_banner(_BANNER)
         return True
 
