@@ -118,7 +118,7 @@ def test_losses_are_said(facts: dict, rule: str) -> None:
     assert decision.verdict is Verdict.CONFIRM
     assert rule in [hit.rule for hit in decision.warnings]
     if "trial" in facts:
-        assert "trial 57 of 200" in " ".join(decision.reasons)
+        assert "trial 57 of 200" in " ".join(hit.reason for hit in decision.warnings)
 
 
 def said(rule: str, value: object = None) -> SetConstraint:
