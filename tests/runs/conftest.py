@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +52,9 @@ def world(tmp_path: Path, sandbox: RunningSandbox) -> Iterator[World]:
     world.records.close()
 
 
-def make_plan(world: World, name: str = "bruno-demo-1", *, argv: tuple[str, ...] | None = None, **settings: object) -> Plan:
+def make_plan(
+    world: World, name: str = "bruno-demo-1", *, argv: tuple[str, ...] | None = None, **settings: object
+) -> Plan:
     """A plan such as the operator makes, for the cheapest H200; the engine is `lines_engine.py` unless `argv` names another."""
     offer = min(world.vast.offers(OfferQuery(gpu_names=("H200",), disk_gb=40)), key=lambda offer: offer.dph_total)
     created, expires = lifetime(world.clock())

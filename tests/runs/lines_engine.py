@@ -37,7 +37,11 @@ def main() -> int:
                 emit(said.Failed(message="the tensors are on fire", kept="what was scored is kept"))
                 return 1
             emit(said.TrialScored(trial=number, refusals=60 - 10 * number, prompts=60, kl=0.1 * number))
-            emit(said.Progress(completed=number, trials=trials, elapsed_seconds=number, remaining_seconds=trials - number))
+            emit(
+                said.Progress(
+                    completed=number, trials=trials, elapsed_seconds=number, remaining_seconds=trials - number
+                )
+            )
             kept.write_text(str(number))
         if config.get("export", {}).get("save", True):
             save(out / "demo-bruno", emit)
