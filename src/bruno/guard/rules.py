@@ -160,8 +160,8 @@ def load_rules(folders: Sequence[Path] = ()) -> Rules:
 
 def _shipped_rules(folder: Path) -> Rules:
     return Rules(
-        budgets=_validated(folder / "budgets.toml", Budgets, read_toml(folder / "budgets.toml")),
-        disk=_validated(folder / "disk.toml", DiskRules, _with_names(read_toml(folder / "disk.toml"))),
+        budgets=validated(folder / "budgets.toml", Budgets, read_toml(folder / "budgets.toml")),
+        disk=validated(folder / "disk.toml", DiskRules, _with_names(read_toml(folder / "disk.toml"))),
         phrases=_checked_phrases(folder / "phrases.toml"),
     )
 
@@ -176,7 +176,7 @@ def _tightened(rules: Rules, path: Path) -> tuple[Rules, tuple[str, ...]]:
             rules, phrases=PhraseFile(unless=rules.phrases.unless, phrase=rules.phrases.phrase + added.phrase)
         ), ()
     if path.name == "budgets.toml":
-        given = _validated(path, Budgets, data).model_dump(exclude_unset=True)
+        given = validated(path, Budgets, data).model_dump(exclude_unset=True)
         kept, ignored = _tighter(path, rules.budgets.model_dump(), given, higher={"runway_hours"})
         return replace(rules, budgets=Budgets(**kept)), ignored
     given_floors = {floor["name"]: floor for floor in _with_names(data).get("floors", [])}
@@ -195,7 +195,7 @@ def _tightened(rules: Rules, path: Path) -> tuple[Rules, tuple[str, ...]]:
         )
         floors.append(higher)
         ignored += too_low
-    disk = _validated(path, DiskRules, {**kept, "floors": floors + list(given_floors.values())})
+    disk = validated(path, DiskRules, {**kept, "floors": floors + list(given_floors.values())})
     return replace(rules, disk=disk), ignored
 
 
@@ -233,9 +233,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validated(path: Path, model: type[_Model], data: dict[str, Any]) -> _Model:
+def validated(path: Path, model: type[_Model], data: dict[str, Any] | None = None) -> _Model:
+    """The file's tables (or `data`, taken from it) as the model.
+
+    Raises:
+        RuleFileError: the file cannot be read, or does not fit; the message names the file and the place in it.
+    """
     try:
-        return TypeAdapter(model).validate_python(data)
+        return TypeAdapter(model).validate_python(read_toml(path) if data is None else data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -253,7 +258,7 @@ def _checked_phrases(path: Path) -> PhraseFile:
     """Phrases whose own examples hold: every `match` is caught by its rule, no `no_match` is."""
     from bruno.guard.phrases import caught_by
 
-    file = _validated(path, PhraseFile, read_toml(path))
+    file = validated(path, PhraseFile, read_toml(path))
     for rule in file.phrase:
         for text, wanted in [(text, True) for text in rule.match] + [(text, False) for text in rule.no_match]:
             try:
