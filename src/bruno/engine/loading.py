@@ -221,12 +221,14 @@ def _model(source: Path, settings: EngineSettings, device: str | torch.device, e
 
 
 def _resolve(name: str, config, device: str | torch.device) -> str:
-    """The torch name of a data type; "auto" is the checkpoint's own, or fp32 on a CPU that computes no other natively."""
+    """The torch name of a data type; "auto" is the checkpoint's own, or fp32 on a CPU that would only emulate it."""
     if name != "auto":
         return name
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    if isinstance(device, torch.device) and device.type == "cpu" and stored != "float32":
-        return stored if stored == "bfloat16" and torch.backends.cpu.get_cpu_capability() == "AMX" else "float32"
+    if str(device).startswith("cpu") and stored != "float32":
+        able = torch.cpu.get_capabilities()
+        native = stored == "bfloat16" and (able.get("amx_bf16") or able.get("avx512_bf16"))
+        return stored if native else "float32"
     return stored
 
 

@@ -268,7 +268,8 @@ def _forward(
             position_ids=batch.position_ids,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # as an index, not as the number 1: that makes a strided view, for which a CPU copies the head once a row
+            logits_to_keep=torch.tensor([batch.input_ids.shape[1] - 1], device=batch.input_ids.device),
         )
     return output.logits[:, -1]
 
