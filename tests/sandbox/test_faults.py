@@ -296,6 +296,18 @@ def test_container_exit(cloud: Cloud):
     assert (row["actual_status"], row["intended_status"], row["ports"]) == ("exited", "running", None)
 
 
+def test_out_of_memory(cloud: Cloud):
+    instance = cloud.ready()
+    with cloud.connect(instance) as c:
+        assert c.run("dmesg", **QUIET).stdout == "", "this machine's own kernel log is not the instance's"
+        hungry = "python3 -c 'x = bytearray(200_000_000); print(1, flush=True); import time; time.sleep(300)'"
+        c.run(job_lines(f"{hungry}; (exit $?)"), **QUIET)
+        c.run("until grep -q 1 $WORKSPACE/job/log; do sleep 0.02; done", timeout=20, **QUIET)
+        cloud.control.order("out_of_memory", instance=instance)
+        assert wait_for(cloud.home(instance) / "workspace/job/exit") == "137\n"
+        assert "Out of memory: Killed process" in c.run("dmesg", **QUIET).stdout
+
+
 def test_clock_jump(cloud: Cloud):
     instance = cloud.ready()
     first = cloud.vast.show_instance(instance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zipfile
 from pathlib import Path
 
 import paramiko
@@ -51,6 +52,29 @@ def test_python_is_the_sandboxs_with_packages_but_without_bruno(cloud: Cloud):
 
         assert said.stdout.strip() == f"{cloud.home(instance).parent}/venv {sys.version_info[:2]}"
         assert "No module named 'bruno'" in c.run('python3 -c "import bruno"', **QUIET).stderr
+
+
+def test_pip_on_an_instance_changes_only_that_instance(cloud: Cloud, tmp_path: Path):
+    pytest.importorskip("pip")
+    wheel = tmp_path / "bruno-9.9-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("bruno/__init__.py", "WHERE = __file__\n")
+        info = "bruno-9.9.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: bruno\nVersion: 9.9\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    instance = cloud.ready()
+    with cloud.connect(instance) as c:
+        c.put(str(wheel), f"workspace/{wheel.name}")
+        said = c.run(f"pip install --no-index --no-deps $WORKSPACE/{wheel.name}", **QUIET)
+        assert said.exited == 0, said.stderr
+        where = c.run('python3 -c "import bruno; print(bruno.WHERE)"', **QUIET).stdout
+        assert where.startswith(f"{cloud.home(instance).parent}/venv/")
+        assert "outside environment" in c.run("pip uninstall -y psutil", **QUIET).stdout
+    import bruno
+
+    assert not hasattr(bruno, "WHERE")
+    assert Path(psutil.__file__).exists()
 
 
 def test_gpu_tool_is_plausible_and_says_what_it_is(cloud: Cloud):

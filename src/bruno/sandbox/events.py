@@ -70,6 +70,8 @@ async def _to_an_instance(sandbox: Sandbox, fault: Fault, instance: Instance) ->
             raise ValueError(f"instance {instance.id} has no container running")
         case FaultKind.CONTAINER_EXIT:
             machine.enter(instance, Stage.DIED, now)
+        case FaultKind.OUT_OF_MEMORY:
+            await asyncio.to_thread(processes.kill_largest, sandbox.folder_of(instance.id))
         case FaultKind.HOST_KEY_CHANGE if ssh is not None:
             ssh.change_host_key()
         case FaultKind.DROP_SSH if ssh is not None:

@@ -48,6 +48,7 @@ class FaultKind(StrEnum):
     OUTBID = "outbid"
     OFFLINE = "offline"  # [status shown, offline or unknown]
     ONLINE = "online"
+    OUT_OF_MEMORY = "out_of_memory"  # the largest process is killed without a word; only `dmesg` knows
     CONTAINER_EXIT = "container_exit"  # the container dies; intended stays running
     CREDIT = "credit"  # the account's credit becomes [dollars, 0]; at or below 0 everything stops
     CLOCK_JUMP = "clock_jump"  # [seconds, an hour; may be negative]
@@ -61,6 +62,7 @@ AT_ONCE = {
     FaultKind.OUTBID,
     FaultKind.OFFLINE,
     FaultKind.ONLINE,
+    FaultKind.OUT_OF_MEMORY,
     FaultKind.CONTAINER_EXIT,
     FaultKind.CREDIT,
     FaultKind.CLOCK_JUMP,

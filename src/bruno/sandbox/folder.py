@@ -4,8 +4,8 @@
     instances/<id>/root/workspace/      what /workspace is on a rented machine
     instances/<id>/venv/                python3: the sandbox's interpreter; what pip installs on the instance goes here
     instances/<id>/site/                links to the packages the sandbox's interpreter has, except bruno itself
-    instances/<id>/bin/                 nvidia-smi, pip; first on PATH
-    instances/<id>/tmp/                 TMPDIR
+    instances/<id>/bin/                 nvidia-smi, pip, dmesg; first on PATH
+    instances/<id>/kernel.log           what dmesg says there: never this machine's own kernel log
     instances/<id>/ssh_host_ed25519_key
 
 Touches only that tree. `remove` refuses anything outside it.
@@ -87,6 +87,11 @@ class InstanceFolder:
         return self.base / "container.log"
 
     @property
+    def kernel_log(self) -> Path:
+        """What `dmesg` prints on the instance."""
+        return self.base / "kernel.log"
+
+    @property
     def marker(self) -> str:
         """The value of `$SANDBOX_INSTANCE` in every process of this instance, unique on this machine."""
         return f"{self.state}:{self.id}"
@@ -98,7 +103,7 @@ class InstanceFolder:
 
     def prepare(self, instance: Instance) -> None:
         """Make the folder. What is there already stays as it is, so it is safe after a crash half-way."""
-        for folder in (self.workspace, self.bin, self.base / "tmp", self.home / ".ssh"):
+        for folder in (self.workspace, self.bin, self.home / ".ssh"):
             folder.mkdir(parents=True, exist_ok=True)
         (self.home / ".ssh").chmod(0o700)
         (self.home / ".vast_containerlabel").write_text(f"C.{self.id}\n", encoding="utf-8")
@@ -149,6 +154,8 @@ class InstanceFolder:
         program = shlex.quote(str(self.bin / ".nvidia_smi.py"))
         self._tool("nvidia-smi", f'exec {python} -I -S {program} "$@"')
         self._tool("pip", f'exec {python} -m pip "$@"')
+        self.kernel_log.touch()
+        self._tool("dmesg", f"exec cat {shlex.quote(str(self.kernel_log))}")
 
     def _tool(self, name: str, line: str) -> None:
         (self.bin / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
@@ -186,7 +193,6 @@ class InstanceFolder:
             "SHELL": "/bin/bash",
             "PATH": self.path,
             "LANG": "C.UTF-8",
-            "TMPDIR": str(self.base / "tmp"),
             "WORKSPACE": str(self.workspace),
             MARKER: self.marker,
             **more,

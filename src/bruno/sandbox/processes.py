@@ -65,6 +65,31 @@ def kill(folder: InstanceFolder) -> int:
     raise RuntimeError(f"processes of instance {folder.id} cannot be killed: {[p.pid for p in find(folder)]}")
 
 
+def kill_largest(folder: InstanceFolder) -> None:
+    """What the kernel does when memory runs out: the process with the most of it is killed, and `dmesg` has the line.
+
+    Raises:
+        ValueError: nothing runs on the instance.
+    """
+    sizes: list[tuple[int, int, psutil.Process, str]] = []
+    for process in find(folder):
+        try:
+            memory = process.memory_info()
+            sizes.append((memory.rss, memory.vms, process, process.name()))
+        except psutil.NoSuchProcess:
+            continue
+    if not sizes:
+        raise ValueError(f"nothing runs on instance {folder.id}")
+    resident, virtual, victim, name = max(sizes, key=lambda size: size[0])
+    line = (
+        f"[{time.monotonic():12.6f}] Out of memory: Killed process {victim.pid} ({name}) total-vm:{virtual // 1024}kB, "
+        f"anon-rss:{resident // 1024}kB, file-rss:0kB, shmem-rss:0kB, UID:0 pgtables:0kB oom_score_adj:0\n"
+    )
+    victim.kill()
+    with folder.kernel_log.open("a", encoding="utf-8") as log:
+        log.write(line)
+
+
 def limit_file_size(folder: InstanceFolder, limit: int | None) -> None:
     """Set how large a file the instance's running processes may write, in bytes; None for no limit.
 
