@@ -47,11 +47,14 @@ def timed(arguments: list[str], home: str) -> float:
 
 def imported_by_help(home: str) -> list[str]:
     """Which of the heavy packages `bruno --help` imports."""
-    code = f"import sys; from bruno.cli import main; main(['--help']); print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    code = (
+        "import json, sys; from bruno.cli import main; main(['--help']); "
+        f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]), file=sys.stderr)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "BRUNO_HOME": home}, capture_output=True, check=True, text=True
     )
-    return json.loads(done.stderr.strip().splitlines()[-1].replace("'", '"'))
+    return json.loads(done.stderr.strip().splitlines()[-1])
 
 
 def main() -> None:

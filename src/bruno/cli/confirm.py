@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from bruno.cli.show import card_lines
 from bruno.cli.terminal import Terminal, terminal
 from bruno.errors import NotConfirmed
 from bruno.guard.permit import Origin, Permit, mint
@@ -31,7 +32,7 @@ def confirm_at_terminal(card: Card, *, card_is_shown: bool) -> Permit:
     """
     with terminal(f"this needs {card.decision.word!r} typed at a terminal", SCRIPT_HINT) as person:
         if not card_is_shown:
-            person.show("\n".join(card.lines()))
+            person.show("\n".join(card_lines(card)))
         typed = person.ask(f"{card.decision.word}? ")
         return mint(card.plan, card.decision, typed, origin=Origin.COMMAND_LINE, now=datetime.now(UTC))
 

@@ -16,7 +16,8 @@ def console(flags: Flags) -> int:
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InputError("the console needs a terminal", fix='Without one: bruno do "..." , bruno progress --json')
-    from bruno.tui.app import BrunoApp, Leave
+    from bruno.tui.app import BrunoApp
+    from bruno.tui.leave import Leave
 
     while True:
         app = BrunoApp(
@@ -34,4 +35,4 @@ def console(flags: Flags) -> int:
             return app.return_code or 0
         from bruno.cli.engine import chat
 
-        chat(leave.talk.model, leave.talk.beside)
+        chat(*leave.talk)

@@ -73,7 +73,7 @@ def follow(work: Work, *, operator: Operator, run_id: str | None, output: Output
     """
     thread = _Thread(work)
     looks = _Looks(operator, output, run_id)
-    with _interrupt_sets(thread.cancel, output), looks:
+    with _letting_go(thread.cancel, output) as interrupt, looks:
         thread.start()
         try:
             _show_until_done(thread, looks, output)
@@ -84,10 +84,9 @@ def follow(work: Work, *, operator: Operator, run_id: str | None, output: Output
         raise thread.error
     if thread.answer is not None:
         output.reply(thread.answer)
-    interrupted = thread.cancel.is_set()
-    if interrupted:
+    if interrupt.is_set():
         say_what_is_left(operator, output)
-    return Followed(thread.answer, interrupted)
+    return Followed(thread.answer, interrupt.is_set())
 
 
 def _show_until_done(thread: _Thread, looks: _Looks, output: Output) -> None:
@@ -100,23 +99,26 @@ def _show_until_done(thread: _Thread, looks: _Looks, output: Output) -> None:
         if happening is None:
             looks.look()
             return
-        output.happening(happening)
+        if happening.level != "quiet" or output.as_json:
+            output.happening(happening)
         looks.look(happening.run_id)
 
 
 @contextmanager
-def _interrupt_sets(cancel: threading.Event, output: Output) -> Iterator[None]:
-    """The first Ctrl-C sets `cancel`, the second raises KeyboardInterrupt."""
+def _letting_go(cancel: threading.Event, output: Output) -> Iterator[threading.Event]:
+    """The first Ctrl-C sets `cancel` and the event given back (the service may set `cancel` by itself), the second raises."""
+    interrupt = threading.Event()
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
-        if cancel.is_set():
+        if interrupt.is_set():
             raise KeyboardInterrupt
+        interrupt.set()
         cancel.set()
         output.notice("letting go; Ctrl-C again leaves at once")
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -203,9 +205,10 @@ class _Bar:
 def bar_detail(run: RunView) -> str:
     """Rate, remaining time, refusals and money of a run under way."""
     parts = []
-    if run.trial and run.elapsed_seconds:
-        parts.append(f"{run.trial / run.elapsed_seconds * 60:.1f} trials/min")
     if run.state.live and run.remaining_seconds is not None:
+        left = (run.trials or 0) - (run.trial or 0)
+        if left > 0 and run.remaining_seconds > 0:
+            parts.append(f"{left / run.remaining_seconds * 60:.1f} trials/min")
         parts.append(f"{words.duration(run.remaining_seconds)} remaining")
     if run.last is not None:
         parts.append(f"refusals {run.last.refusals}/{run.last.prompts}")

@@ -6,6 +6,7 @@ JSON is one object a line when things happen over time, and one object otherwise
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from bruno.tui import words
 if TYPE_CHECKING:
     from bruno.operator.views import Answer, Ask, Card, Happening, InstancesView, OfferView, Reply, RunView
 
-_MARKS = {"info": " ", "good": "✔", "warn": "!", "bad": "✘"}
+_MARKS = {"quiet": " ", "info": " ", "good": "✔", "warn": "!", "bad": "✘"}
 
 
 class Output:
@@ -108,8 +109,7 @@ class Output:
             self.line(f"     {safe_line(option.consequence, 500)}")
 
     def _card(self, card: Card) -> None:
-        for line in card.lines():
-            self.line(line)
+        self.line("\n".join(card_lines(card)))
 
     def _instances(self, view: InstancesView) -> None:
         if not view.known:
@@ -130,4 +130,11 @@ class Output:
 
 def card_json(card: Card) -> dict[str, Any]:
     """A card as JSON, with the id that `bruno do --confirm` takes and the lines a person would read."""
-    return {"plan_id": card.plan.plan_id, **card.model_dump(mode="json"), "lines": [str(line) for line in card.lines()]}
+    return {"plan_id": card.plan.plan_id, **card.model_dump(mode="json"), "lines": list(card_lines(card))}
+
+
+def card_lines(card: Card) -> tuple[str, ...]:
+    """The card as wide as the terminal, up to what can be read well."""
+    from bruno.operator.card import lines
+
+    return lines(card, min(shutil.get_terminal_size((80, 24)).columns - 1, 100))

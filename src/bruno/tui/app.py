@@ -40,7 +40,7 @@ class BrunoApp(Replies):
         open_operator: opens the service; called once, in a thread, after the first frame.
         paths: this console's folders (for the log of defects and the keymap).
         sandbox: shown as a badge. readonly: everything is shown, nothing is acted on.
-        poll_seconds: between two readings of the provider's list.
+        poll_seconds: between two readings of the provider's list; None takes `fleet.poll_seconds` of the settings.
         clock: aware UTC now.
     """
 
@@ -48,8 +48,10 @@ class BrunoApp(Replies):
     # Here and not on the screen: Textual does not read the CSS_PATH of the screen that an app starts with.
     CSS_PATH: ClassVar = [
         Path(__file__).with_name(f"{name}.tcss")
-        for name in ("main_screen", "status_bar", "conversation", "ask_line", "run_pane", "trial_plot")
-        + ("instances_pane", "log_pane")
+        for name in (
+            *("main_screen", "status_bar", "conversation", "ask_line"),
+            *("run_pane", "trial_plot", "instances_pane", "log_pane"),
+        )
     ]
     BINDINGS = BINDINGS
     ENABLE_COMMAND_PALETTE = True
@@ -61,7 +63,7 @@ class BrunoApp(Replies):
         paths: Paths,
         sandbox: bool = False,
         readonly: bool = False,
-        poll_seconds: float = 5.0,
+        poll_seconds: float | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class BrunoApp(Replies):
             return
         assert self._opened is not None  # noqa: S101 - on_mount has run
         self._opened.set_result(operator)
-        self._poller = Poller(operator, self._poll_seconds, self.clock)
+        self._poller = Poller(operator, self._poll_seconds or operator.settings.fleet.poll_seconds, self.clock)
         self.run_worker(self._poll(), group="poll", exit_on_error=False)
         self.run_worker(self._attach_plot(), group="plot", exit_on_error=False)
         await self._take_up(operator)
@@ -143,9 +145,12 @@ class BrunoApp(Replies):
     # Drawing
 
     async def _poll(self) -> None:
+        assert self._poller is not None  # noqa: S101 - set before this starts
         while True:
             await self._read()
-            await asyncio.sleep(min(RUNS_SECONDS, self._poll_seconds))
+            # With nothing under way only another console can change the records: the slower pace will do.
+            moving = self.busy or any(run.state.live for run in self.snapshot.runs)
+            await asyncio.sleep(min(RUNS_SECONDS, self._poller.seconds) if moving else self._poller.seconds)
 
     async def _read(self, *, fresh: bool = False) -> None:
         assert self._poller is not None  # noqa: S101 - set before the first reading
@@ -159,6 +164,8 @@ class BrunoApp(Replies):
     def _draw_happenings(self) -> None:
         while not self.happenings.empty():
             happening = self.happenings.get_nowait()
+            if happening.level == "quiet":
+                continue  # the views show it
             self.main.talk.happened(happening.at, happening.level, happening.text)
 
     def write_down(self, error: Exception) -> str:

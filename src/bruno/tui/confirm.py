@@ -21,12 +21,16 @@ from textual.widgets import Input, Static
 from bruno.errors import BrunoError, NotConfirmed
 from bruno.guard.permit import Origin, Permit, mint
 from bruno.guard.sanitise import safe_line
+from bruno.operator.card import lines
 
 if TYPE_CHECKING:
     from bruno.operator.views import Card
 
 ARM_SECONDS = 0.4
 """How long the card has to be on the screen before a key counts."""
+WIDEST = 120
+AROUND_THE_CARD = (8, 8)
+"""Columns and rows that borders, scroll bar, question and line take."""
 
 
 class GateInput(Input):
@@ -77,7 +81,7 @@ class ConfirmScreen(ModalScreen[Permit | BrunoError]):
             box.border_title = "Your word is needed"
             box.border_subtitle = "esc cancels, page up and down scroll"
             with VerticalScroll(id="card", can_focus=False):
-                yield Static("\n".join(self._card.lines()), id="lines", markup=False)
+                yield Static(self._text(), id="lines", markup=False)
             yield Static(self._question(), id="question", markup=False)
             yield GateInput(self._arm_seconds)
 
@@ -86,10 +90,13 @@ class ConfirmScreen(ModalScreen[Permit | BrunoError]):
         until = self._card.plan.expires_at.astimezone().strftime("%H:%M")
         return f"Type {word} and press Enter. This plan holds until {until}."
 
+    def _text(self) -> str:
+        return "\n".join(lines(self._card, max(40, min(self.app.size.width, WIDEST) - AROUND_THE_CARD[0])))
+
     def on_resize(self) -> None:
-        """The card scrolls; the question and the line below it are always on the screen."""
-        taken = 4 + self.query_one("#question").outer_size.height + self.query_one(GateInput).outer_size.height
-        self.query_one("#card").styles.max_height = max(3, self.size.height - taken)
+        """The card is drawn to the width there is, and scrolls: the question and the line below it are always on the screen."""
+        self.query_one("#lines", Static).update(self._text())
+        self.query_one("#card").styles.max_height = max(3, self.app.size.height - AROUND_THE_CARD[1])
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from bruno.guard.sanitise import safe, safe_line
+
+if TYPE_CHECKING:
+    from bruno.operator.views import Card
 
 MOST_ENTRIES = 400
 """Older entries leave the screen; runs and their logs keep what matters."""
@@ -37,10 +41,13 @@ class Conversation(VerticalScroll):
         """Something that happened, with its time and a glyph."""
         self._add(f"{at.astimezone():%H:%M:%S} {_GLYPHS.get(level, '·')} {safe_line(text, 1_000)}", level)
 
-    def card(self, lines: Sequence[str], title: str) -> None:
+    def card(self, card: Card) -> None:
         """A plan that was shown: kept, so that it can be read again."""
-        entry = self._add("\n".join(safe_line(line, 500) if line.strip() == line else line for line in lines), "card")
-        entry.border_title = safe_line(title)
+        from bruno.operator.card import lines
+
+        width = max(40, (self.size.width or 80) - 8)  # its border and padding
+        entry = self._add("\n".join(lines(card, width)), "card")
+        entry.border_title = f"plan {card.plan.plan_id[:12]}"
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns as text, as wide as their widest cell."""

@@ -42,6 +42,6 @@ def read_keymap(config: Path) -> tuple[dict[str, str], str]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         return {}, f"{path} cannot be read, the usual keys are in force: {error}"
     known = {binding.id for binding in Binding.make_bindings(BINDINGS)}
-    good: dict[str, str] = {name: key for name, key in keys.items() if name in known and isinstance(key, str) and key}
+    good = {str(name): key for name, key in keys.items() if name in known and isinstance(key, str) and key}
     bad = sorted(set(keys) - set(good))
     return good, f"{path}: no such key name, or no key given: {', '.join(bad)}" if bad else ""

@@ -161,7 +161,7 @@ class Replies(App[Leave]):
     async def _card(self, card: Card) -> None:
         from bruno.guard.decision import Verdict
 
-        self.main.talk.card(card.lines(), f"plan {card.plan.plan_id[:12]}")
+        self.main.talk.card(card)
         if self.readonly or card.decision.verdict not in (Verdict.ALLOW, Verdict.CONFIRM):
             if self.readonly:
                 self.main.talk.said("this console is read-only, nothing was done", "warn")

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from bruno.operator.views import TrialView
 
 
+# Two names for the two y axes: textual-plotext's annotations want a name in one call and a number in the other.
+LEFT, RIGHT = ("left", 1), ("right", 2)
+
+
 class TrialPlot(PlotextPlot):
     """Raw refusals on the left axis, first-token KL on the right; different marks, so it reads without colour."""
 
@@ -28,14 +32,14 @@ class TrialPlot(PlotextPlot):
         plot = self.plt
         plot.clear_data()
         numbers = [trial.number for trial in history]
-        most = max(max(trial.refusals for trial in history), 1)
-        plot.scatter(numbers, [trial.refusals for trial in history], marker="dot", label="refusals", yside="left")
-        plot.ylim(0, most, yside="left")
-        plot.yticks(sorted({round(most * part / 4) for part in range(5)}), yside="left")
+        most = max(1, *(trial.refusals for trial in history))
+        plot.scatter(numbers, [trial.refusals for trial in history], marker="dot", label="refusals", yside=LEFT[0])
+        plot.ylim(0, most, yside=LEFT[1])
+        plot.yticks(sorted({round(most * part / 4) for part in range(5)}), yside=LEFT[1])
         measured = [(trial.number, trial.kl) for trial in history if trial.kl is not None]
         if measured:
-            plot.scatter([n for n, _ in measured], [kl for _, kl in measured], marker="x", label="KL", yside="right")
-            plot.ylim(0, max(max(kl for _, kl in measured), 0.01), yside="right")
+            plot.scatter([n for n, _ in measured], [kl for _, kl in measured], marker="x", label="KL", yside=RIGHT[0])
+            plot.ylim(0, max(0.01, *(kl for _, kl in measured)), yside=RIGHT[1])
         plot.xticks(sorted({numbers[round((len(numbers) - 1) * part / 4)] for part in range(5)}))
         plot.xlabel("trial")
         self.refresh()

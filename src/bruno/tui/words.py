@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bruno.operator.views import InstancesView, InstanceView, OfferView, RunView
 
 UNKNOWN = "unknown"
-_GLYPHS = {"running": "▶", "stopped": "■", "exited": "■", "offline": "✘", "unknown": "?"}
+_GLYPHS = {"running": "▶", "stopped": "■", "failed": "✘", "lost": "✘", "unknown": "?"}
 
 
 def money(dollars: float | None, unit: str = "") -> str:
@@ -126,7 +126,7 @@ def instance_row(instance: InstanceView) -> tuple[SafeText, ...]:
             gpu,
             percent(instance.gpu_utilisation),
             disk(instance),
-            money(instance.per_hour, "/h"),
+            money(costs_now(instance), "/h"),
             money(instance.stopped_per_day, "/day"),
             instance.ssh or "-",
             duration(instance.age_seconds),
@@ -159,9 +159,16 @@ def spending(view: InstancesView | None) -> str:
     """What all instances cost now, as far as the list says."""
     if view is None or not view.known:
         return UNKNOWN
-    known = sum(row.per_hour for row in view.rows if row.per_hour is not None)
-    missing = sum(row.per_hour is None for row in view.rows)
-    return money(known, "/h") + (f" and {missing} of unknown price" if missing else "")
+    prices = [costs_now(row) for row in view.rows]
+    missing = prices.count(None)
+    return money(sum(price or 0 for price in prices), "/h") + (f" and {missing} of unknown price" if missing else "")
+
+
+def costs_now(instance: InstanceView) -> float | None:
+    """$/h: the full price, or the disk alone once the instance is stopped. Anything not surely stopped counts in full."""
+    if instance.status != "stopped":
+        return instance.per_hour
+    return None if instance.stopped_per_day is None else instance.stopped_per_day / 24
 
 
 def left_running(runs: Sequence[RunView], view: InstancesView | None) -> tuple[SafeText, ...]:
@@ -176,9 +183,13 @@ def left_running(runs: Sequence[RunView], view: InstancesView | None) -> tuple[S
     else:
         lines += [
             f"instance {row.instance_id} ({row.label or 'no label'}) is {row.status or UNKNOWN}: "
-            f"{money(row.per_hour, '/h')}. bruno stop {row.instance_id}"
+            f"{money(costs_now(row), '/h')}. {_how_to_end(row)}"
             for row in view.rows
         ]
         if not view.rows:
             lines.append("no instance is rented: nothing costs anything")
     return tuple(safe_line(line, 400) for line in lines)
+
+
+def _how_to_end(row: InstanceView) -> str:
+    return f"bruno {'destroy' if row.status == 'stopped' else 'stop'} {row.instance_id}"
