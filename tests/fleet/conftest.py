@@ -1,4 +1,4 @@
-"""The real `vastai` package and real Fabric against a sandbox in a thread of this process. Its clock stands still unless moved."""
+"""The real `vastai` package and real Fabric against a sandbox in a thread. Its clock stands still unless moved."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -158,36 +159,36 @@ def test_no_endpoint_and_called_off(machine: Instance, reach: Callable[..., Host
 # Running
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "plain",
-        "two words",
-        "$(id)",
-        "; id #",
-        "'quoted'",
-        '"',
-        "\\",
-        "a\nb",
-        "*",
-        "~",
-        "-n",
-        "ü",
-        "",
-        "\t",
-        "`id`",
-        "$HOME",
-    ],
-)
-def test_every_argument_arrives_unchanged(host: Host, word: str) -> None:
-    result = host.run(["printf", "%s|%s", word, "end"])
-    assert (result.stdout, result.exit_code) == (f"{word}|end", 0)
+WORDS = [
+    "plain",
+    "two words",
+    "$(id)",
+    "; id #",
+    "'quoted'",
+    '"',
+    "\\",
+    "a\nb",
+    "*",
+    "~",
+    "-n",
+    "ü",
+    "",
+    "\t",
+    "`id`",
+    "$HOME",
+    "<x",
+]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 77, 126, 127, 137, 255])
-def test_the_exit_code_is_the_command_s(host: Host, code: int) -> None:
-    result = host.run(["bash", "-c", f"echo out; echo err >&2; exit {code}"])
-    assert (result.exit_code, result.ok, result.stdout, result.stderr) == (code, code == 0, "out\n", "err\n")
+def test_every_argument_arrives_unchanged(host: Host) -> None:
+    result = host.run(["printf", "%s|", *WORDS])
+    assert result.stdout.split("|") == [*WORDS, ""]
+
+
+def test_the_exit_code_is_the_command_s(host: Host) -> None:
+    for code in (0, 1, 2, 77, 126, 127, 137, 255):
+        result = host.run(["bash", "-c", f"echo out; echo err >&2; exit {code}"])
+        assert (result.exit_code, result.ok, result.stdout, result.stderr) == (code, code == 0, "out\n", "err\n")
 
 
 def test_variables_reach_the_command_and_nothing_reads_our_keyboard(host: Host) -> None:
@@ -210,7 +211,7 @@ def test_endless_output_is_cut(host: Host) -> None:
 
 
 def test_a_command_that_takes_too_long_may_still_run(host: Host, cloud: Cloud, machine: Instance) -> None:
-    with pytest.raises(CommandTimedOut, match="took longer than 0.3 s"):
+    with pytest.raises(CommandTimedOut, match=r"took longer than 0\.3 s"):
         host.run(["bash", "-c", "echo $$ > pid; exec sleep 60"], timeout=0.3)
     pid = int((home(cloud, machine) / "pid").read_text())
     os.kill(pid, 0)  # it does
@@ -220,7 +221,8 @@ def test_a_command_that_takes_too_long_may_still_run(host: Host, cloud: Cloud, m
 
 def test_no_exit_code_is_a_lost_link_not_a_failed_job(host: Host) -> None:
     with pytest.raises(HostLost, match="may still be running"):
-        host.run(["bash", "-c", "kill -9 $$"])
+        host.run(["bash", "-c", "kill -9 $PPID"])  # the shell that would have reported it
+    assert host.run(["bash", "-c", "kill -9 $$"]).exit_code == 137
 
 
 def test_a_cut_link_is_lost_and_stays_lost(host: Host, cloud: Cloud, machine: Instance) -> None:
@@ -363,3 +365,95 @@ def test_threads_share_one_link(host: Host) -> None:
     for thread in threads:
         thread.join()
     assert sorted(map(str, results)) == sorted(f"{n}\n" for n in range(5) for _ in range(3))
+
+
+# A link that freezes: packets go nowhere, and nobody says so
+
+
+class Relay:
+    """A TCP relay that can stop passing anything on, as a frozen link does."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.frozen = Event()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.sockets: list[socket.socket] = [self.server]
+        Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self.target))
+            self.sockets += [client, there]
+            for source, sink in ((client, there), (there, client)):
+                Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if self.frozen.is_set():
+                    return
+                sink.sendall(data)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+
+@pytest.fixture
+def relay(machine: Instance, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    monkeypatch.setattr("bruno.fleet.ssh.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("bruno.fleet.host.SFTP_SECONDS", 0.3)
+    monkeypatch.setattr("bruno.fleet.host._GRACE", 0.2)
+    relay = Relay(machine.ssh_port or 0)
+    yield relay
+    relay.close()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda host: host.run(["true"], timeout=0.5),
+        lambda host: host.read_from("x"),
+        lambda host: host.exists("x"),
+        lambda host: host.write("x", b"y" * 1_000_000),
+    ],
+)
+def test_a_frozen_link_is_given_up(
+    machine: Instance, relay: Relay, reach: Callable[..., Host], operation: Callable[[Host], object]
+) -> None:
+    host = reach(replace(machine, direct=Endpoint("direct", "127.0.0.1", relay.port), proxy=None))
+    assert host.run(["true"]).ok
+    host.exists("x")  # so that the SFTP channel is open too
+    relay.frozen.set()
+    with pytest.raises(HostLost):
+        operation(host)
+    with pytest.raises(HostLost):
+        host.run(["true"])
+    host.close()
+
+
+def test_a_link_that_freezes_during_a_command(
+    machine: Instance, relay: Relay, reach: Callable[..., Host], cloud: Cloud
+) -> None:
+    host = reach(replace(machine, direct=Endpoint("direct", "127.0.0.1", relay.port), proxy=None))
+
+    def freeze() -> None:
+        while not (home(cloud, machine) / "started").exists():
+            time.sleep(0.01)
+        relay.frozen.set()
+
+    freezer = Thread(target=freeze)
+    freezer.start()
+    with pytest.raises((CommandTimedOut, HostLost), match="may still be running"):
+        host.run(["bash", "-c", "touch started; sleep 30"], timeout=1)
+    freezer.join()
+    with pytest.raises(HostLost):
+        host.run(["true"], timeout=0.5)
+    host.close()

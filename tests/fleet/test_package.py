@@ -42,7 +42,12 @@ def test_it_can_be_imported_under_a_running_console_and_leaves_nothing_behind(tm
 def test_the_room_itself_imports_none_of_its_heavy_libraries(tmp_path: Path) -> None:
     heavy = "vastai requests fabric paramiko invoke cryptography torch textual"
     modules = "vast acts waits keys host_keys host files jobs models errors"
-    code = f"import sys\nfor m in '{modules}'.split(): __import__('bruno.fleet.' + m)\nprint([h for h in '{heavy}'.split() if h in sys.modules])"
+    code = f"""
+import sys
+for module in '{modules}'.split():
+    __import__('bruno.fleet.' + module)
+print([name for name in '{heavy}'.split() if name in sys.modules])
+"""
     result = run(code, tmp_path)
     assert (result.stdout, result.stderr) == ("[]\n", "")
 

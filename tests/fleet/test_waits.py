@@ -50,7 +50,7 @@ def test_an_unanswered_poll_counts_as_nothing(cloud: Cloud) -> None:
 
 def test_a_rental_that_never_appears(cloud: Cloud) -> None:
     cloud.control.order("never_materialises")
-    with pytest.raises(InstanceGone, match="reported instance .* as rented, but shows none after 60 s"):
+    with pytest.raises(InstanceGone, match=r"reported instance .* as rented, but shows none after 60 s"):
         wait_running(cloud.vast, rent(cloud), minutes=20)
 
 

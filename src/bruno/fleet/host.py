@@ -126,9 +126,9 @@ class Host:
         with self._link(doing, timeout + _GRACE):
             try:
                 # No pty: it kills detached jobs with the session. in_stream=False: else the console's keystrokes go to the
-                # command. hide: else its output is painted on the screen.
+                # command; /dev/null: else that stdin stays open for ever. hide: else its output is painted on the screen.
                 result = self._connection.run(
-                    shlex.join(words),
+                    f"{shlex.join(words)} < /dev/null",
                     hide=True,
                     in_stream=False,
                     pty=False,
@@ -231,13 +231,13 @@ class Host:
         self.close()
 
     @contextmanager
-    def sftp(self, doing: str, *, seconds: float = SFTP_SECONDS) -> Iterator[paramiko.SFTPClient]:
+    def sftp(self, doing: str) -> Iterator[paramiko.SFTPClient]:
         """The link's SFTP client for one short operation; its failures become the room's. FileNotFoundError goes through."""
-        with self._link(doing, seconds + _GRACE):
+        with self._link(doing, SFTP_SECONDS + _GRACE):
             client = self._connection.sftp()
             channel = client.get_channel()
             if channel is not None:
-                channel.settimeout(seconds)
+                channel.settimeout(SFTP_SECONDS)
             yield client
 
     @contextmanager
@@ -280,7 +280,7 @@ class Host:
         with self._lock, self._translated(doing):
             transport = self._connection.transport
             if transport is None or not transport.is_active():
-                raise self._lost(doing)  # Fabric would quietly connect again, perhaps to somebody else
+                raise self._lost(doing)
             watchdog = Timer(seconds, transport.close)
             watchdog.daemon = True
             watchdog.start()

@@ -27,7 +27,7 @@ _LOCKED = 75  # EX_TEMPFAIL: our scripts' exit code for "another launch is, or w
 # the engine would go on, and a second one must not be started beside it.
 _WRAPPER = r"""
 lock=$1/lock; cd -- "$1" || exit 1; shift
-ticks() { local s; s=$(cat "/proc/$1/stat") && s=${s##*) } && set -- $s && echo "${20}"; }
+ticks() { local s; s=$(cat "/proc/$1/stat" 2>/dev/null) && s=${s##*) } && set -- $s && echo "${20}"; }
 echo "$$ $(ticks $$)" > "$lock/wrapper"
 if [ -e "$lock/env" ]; then set -a; . "$lock/env"; set +a; fi
 "$@" &

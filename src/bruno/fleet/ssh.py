@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import paramiko
 from fabric import Config, Connection
@@ -27,6 +28,15 @@ KEEPALIVE_SECONDS = 15
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a command's stdout (and of its stderr) that are kept: a machine must not be able to fill our memory."""
 CUT = b"\n[more output was left out]\n"
+
+
+class OneLink(Connection):
+    """A connection that is opened once. Fabric's own opens itself again at the next command, perhaps to a stranger."""
+
+    def open(self) -> Any:
+        if self.transport is not None and not self.is_connected:
+            raise paramiko.SSHException("the link is closed")
+        return super().open()
 
 
 class FirstKey(paramiko.MissingHostKeyPolicy):
@@ -68,7 +78,7 @@ def open_link(
         pinned: the host key this instance must show; None on first contact, when any is taken and handed back.
 
     Returns:
-        The open connection, which from now on accepts this host key alone, and the key.
+        The open connection and the host key that the machine showed.
 
     Raises:
         HostKeyChanged: another key than the pinned one; nothing was sent.
@@ -91,11 +101,7 @@ def open_link(
         connection.close()
         raise _refusal(error, endpoint, instance_id) from error
     transport.set_keepalive(KEEPALIVE_SECONDS)
-    shown = transport.get_remote_server_key()
-    # Fabric opens a closed connection again by itself at the next command: then too it must be this very key.
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    client.get_host_keys().add(name, shown.get_name(), shown)
-    return connection, shown
+    return connection, transport.get_remote_server_key()
 
 
 def _connection(endpoint: Endpoint, key: KeyPair) -> Connection:
@@ -104,7 +110,7 @@ def _connection(endpoint: Endpoint, key: KeyPair) -> Connection:
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
     overrides = {"load_ssh_configs": False, "runners": {"remote": CappedRemote}}
-    return Connection(
+    return OneLink(
         endpoint.host,
         user=endpoint.user,
         port=endpoint.port,
