@@ -114,7 +114,7 @@ class Run:
 
     @cached_property
     def session(self) -> EditSession:
-        return EditSession(self.loaded.model, self.loaded.writers, max_trials=self.batch)
+        return EditSession(self.loaded.writers, max_trials=self.batch)
 
     @cached_property
     def directions(self) -> DirectionSet:
