@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bruno import __version__
 from bruno.cli.boundary import EXIT_CODES
 from bruno.cli.session import Flags, session
 from bruno.errors import InputError
@@ -45,8 +46,6 @@ def root(
     Without a command the console opens. `bruno MODEL` is `bruno abliterate MODEL`.
     """
     if version:
-        from bruno import __version__
-
         typer.echo(f"bruno {__version__}")
         raise typer.Exit(0)
     ctx.obj = Flags(sandbox=sandbox, readonly=readonly, config=config)

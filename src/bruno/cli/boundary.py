@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import typer
 
+from bruno import __version__
 from bruno.errors import BrunoError
 
 INTERRUPTED = 130
@@ -32,6 +33,9 @@ Exit codes:
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse, dispatch and run one command line; never raises, never shows a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:  # as the option does, without pydantic, which typer imports to convert any option
+        typer.echo(f"bruno {__version__}")
+        return 0
     try:
         from bruno.cli.app import app
         from bruno.cli.routing import route

@@ -54,6 +54,7 @@ class _Thread(threading.Thread):
         self.cancel = threading.Event()
         self.answer: Answer | None = None
         self.error: BaseException | None = None
+        self.last_said = ""
         self._work = work
 
     def run(self) -> None:
@@ -82,7 +83,7 @@ def follow(work: Work, *, operator: Operator, run_id: str | None, output: Output
             return Followed(None, interrupted=True)
     if thread.error is not None:
         raise thread.error
-    if thread.answer is not None:
+    if thread.answer is not None and (output.as_json or thread.answer.text != thread.last_said):
         output.reply(thread.answer)
     if interrupt.is_set():
         say_what_is_left(operator, output)
@@ -101,6 +102,7 @@ def _show_until_done(thread: _Thread, looks: _Looks, output: Output) -> None:
             return
         if happening.level != "quiet" or output.as_json:
             output.happening(happening)
+            thread.last_said = happening.text
         looks.look(happening.run_id)
 
 

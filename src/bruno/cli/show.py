@@ -84,8 +84,8 @@ class Output:
             self.line('no run yet. Start one: bruno do "start demo on an H200" --sandbox')
         for run in runs:
             self.line(words.run_line(run))
-            for discrepancy in run.discrepancies:
-                self.line(f"  discrepancy: {safe_line(discrepancy, 500)}")
+            for note in words.run_notes(run):
+                self.line(f"  {note}")
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns as wide as their widest cell; two blanks between."""

@@ -85,9 +85,13 @@ def run_line(run: RunView) -> SafeText:
         parts.append(f"now {money(run.per_hour, '/h')}")
     if run.local_model:
         parts.append(f"model at {run.local_model}")
-    if run.problem:
-        parts.append(run.problem)
-    return safe_line("  ".join(parts), 1_000)
+    return safe_line(" · ".join(parts), 1_000)
+
+
+def run_notes(run: RunView) -> tuple[SafeText, ...]:
+    """What has to be said of a run below its line: what went wrong, and where sources disagree."""
+    notes = [f"✘ {run.problem}"] if run.problem else []
+    return tuple(safe_line(note, 1_000) for note in (*notes, *(f"! discrepancy: {text}" for text in run.discrepancies)))
 
 
 def counts(run: RunView) -> str:
