@@ -1,7 +1,7 @@
 """Stands for the engine where the true one would be too slow: its own writer, its own lines, a search that costs nothing.
 
 It reads the config it is given, keeps finished trials in its folder (a second start resumes) and saves a small folder of files.
-`pause` in its folder holds it before each trial while that file exists; `crash` ends it there, and is removed by that.
+`hold` in its folder says after which trial it waits until that file is gone; `crash` ends it at its next trial, once.
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> int:
         if done:
             emit(said.Resumed(next_trial=done + 1, completed=done))
         for number in range(done + 1, trials + 1):
-            while (out / "pause").exists():
+            while number > held_after(out / "hold"):
                 time.sleep(0.05)
             emit(said.TrialStarted(trial=number, trials=trials, parameters={"attn.o_proj.max_weight": 0.9}))
             if (out / "crash").exists():
@@ -47,6 +47,13 @@ def main() -> int:
             save(out / "demo-bruno", emit)
         emit(said.Finished(seconds=1.0))
     return 0
+
+
+def held_after(hold: Path) -> int:
+    try:
+        return int(hold.read_text() or 0)
+    except FileNotFoundError:
+        return sys.maxsize
 
 
 def save(folder: Path, emit: Emitter) -> None:

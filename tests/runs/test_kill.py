@@ -66,7 +66,7 @@ def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles
     assert [act.outcome for act in world.records.acts() if act.kind == "create_instance"] == ["pending"]
     out = consoles.out()
     out.mkdir(parents=True)
-    (out / "pause").touch()
+    (out / "hold").write_text("1")
     for kill in (
         {"event": ["wait_ready", "waiting"]},
         {"before": "bruno.fleet.host:Host.identify"},
@@ -78,7 +78,7 @@ def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles
         {"event": ["follow", "progress"]},
     ):
         assert consoles(kill=kill)[0] == KILLED, kill
-    (out / "pause").unlink()
+    (out / "hold").unlink()
     for kill in (
         {"before": "bruno.runs.deliver:_look"},
         {"event": ["fetch", "transfer"]},

@@ -241,8 +241,10 @@ def note_shown(instance: Instance, world: World, run_id: str | None = None) -> N
 
 
 def _end_run(run_id: str | None, world: World) -> None:
-    if run_id is not None and world.records.run(run_id).state != RunState.FINISHED.value:
-        world.records.update_run(run_id, state=RunState.ENDED.value)
+    """A run whose instance was stopped or destroyed has ended, unless it was finished before."""
+    for run in world.records.runs(open_only=True):
+        if run.run_id == run_id:
+            world.records.update_run(run.run_id, state=RunState.ENDED.value)
 
 
 def _label(action: Action) -> str:

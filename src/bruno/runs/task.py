@@ -131,6 +131,8 @@ class Task:
     def host(self, *, patience: float = REACH_SECONDS) -> Host:
         """The open link, or a new one to where the instance is now (ports change when it is started again)."""
         if self._host is None or not self._host.connected:
+            if self._host is not None:
+                self.tell(Kind.WARNING, f"lost the link to instance {self.instance_id}; connecting again")
             self.drop()
             instance = self.shown()
             if instance is None:
