@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bruno.guard.command_rules import CommandRules, shipped_commands
 from bruno.guard.inline import embedded_commands, sql_danger
+from bruno.guard.outputs import output_of
 from bruno.guard.sanitise import safe_line
 from bruno.guard.shapes import Level, Program, allows, fires
 from bruno.guard.shell import Simple, read_script
@@ -102,23 +103,21 @@ class _Judge:
     rules: CommandRules
     git_remote: str
     readings: int = 0
-    seen: set[tuple[str, str]] = field(default_factory=set)
 
-    def text(self, command: str, where: str, depth: int, plainer: bool = False) -> Iterator[Piece]:
-        """Every piece of a script that a shell would read."""
+    def text(self, command: str, where: str, depth: int, plainer: bool = False, feed: Simple | None = None) -> Iterator[Piece]:
+        """Every piece of a script that a shell would read. `feed`: the command whose input the script reads as its own."""
         self.readings += 1
         if depth > MAX_NESTING or self.readings > MAX_READINGS:
             yield Piece(safe_line(command), where, Level.typed_yes, "cannot-be-analysed", "it is nested too deeply to be analysed")
             return
-        if (command, where) in self.seen:
-            return
-        self.seen.add((command, where))
         script = read_script(command)
         doubts = script.doubts
         if doubts:
             reason = f"it cannot be analysed ({'; '.join(doubts[:3])}), so what it would do is not known"
             yield Piece(safe_line(command), where, Level.typed_yes, "cannot-be-analysed", reason)
         for simple in script.commands:
+            if feed is not None and not simple.piped:
+                simple.stdin, simple.piped, simple.feeders = feed.stdin, feed.piped, feed.feeders
             yield from self.simple(simple, where, depth)
         if (doubts or "`" in command) and not plainer:
             for reading in _plainer(command):
@@ -134,6 +133,11 @@ class _Judge:
         """One simple command: its assignments, redirections, the program, and what it runs in turn."""
         shown = safe_line(simple.shown())
         found = list(self._around(simple, shown, where))
+        if any(redirect.op in (">", ">>", "&>", ">|") for redirect in simple.redirects):
+            # What is written may be run later: commands in it count, if they are strict enough to matter.
+            said = output_of(simple, redirected=True)
+            if said and re.search(r"\s", said.strip()):
+                found += list(self.raising(self.text(said, "written to a file", depth + 2, plainer=True), Level.typed_yes))
         if simple.words:
             found += list(self._program(simple, shown, where, depth))
         yield from found or [Piece(shown, where, Level.allow, "", "")]
@@ -163,7 +167,7 @@ class _Judge:
         head, arguments = simple.words[0], simple.words[1:]
         places = self.rules.places
         at_risk = any(places.root_at_risk(word) for word in arguments)
-        if not head.known or head.glob:
+        if not head.known or head.glob or not head.text:
             level = Level.refuse if at_risk else Level.typed_yes
             yield Piece(shown, where, level, "runs-an-unknown-program", "which program it runs is not known before it runs")
             return
@@ -189,6 +193,8 @@ class _Judge:
         hits = [rule for rule in program.rule if fires(rule, program, arguments, at_risk)]
         for rule in hits:
             yield Piece(shown, where, rule.level, f"{main}/{rule.name}", _filled(rule.reason, name, arguments))
+        if main == "git" and self.git_remote:
+            yield from self._push(arguments, shown, where)
         yield from self._places(program, main, arguments, shown, where)
         yield from self._code(name, arguments, simple, shown, where, depth)
         if not hits and not own_place and main not in self.rules.suspect and any(allows(shape, program, arguments) for shape in program.allow):
@@ -221,7 +227,7 @@ class _Judge:
     def _inner(self, inner: Inner, simple: Simple, where: str, depth: int) -> Iterator[Piece]:
         place = ", ".join(part for part in (where, safe_line(inner.where, 60)) if part)
         if inner.script is not None:
-            pieces = self.text(inner.script, place, depth + 1)
+            pieces = self.text(inner.script, place, depth + 1, feed=simple if inner.script is not simple.stdin else None)
         elif depth > MAX_NESTING:
             pieces = iter([Piece(safe_line(simple.shown()), where, Level.typed_yes, "cannot-be-analysed", "it is nested too deeply to be analysed")])
         else:
@@ -231,9 +237,23 @@ class _Judge:
             pieces = self.simple(made, place, depth + 1)
         yield from pieces if inner.sure else self.raising(pieces, Level.typed_yes)
 
+    def _push(self, arguments: list[Word], shown: str, where: str) -> Iterator[Piece]:
+        """A push goes to the one remote of the settings, or nowhere."""
+        names = [word for word in arguments if not word.text.startswith("-")]
+        at = next((index for index, word in enumerate(names) if word.text in ("push", "send-pack")), None)
+        if at is None:
+            return
+        remote = names[at + 1].shown() if at + 1 < len(names) else ""
+        if remote and remote != self.git_remote:
+            reason = f"git push goes only to the remote named in the settings ({self.git_remote}), not to {safe_line(remote, 80)}"
+            yield Piece(shown, where, Level.refuse, "git/other-remote", reason)
+        elif not remote:
+            reason = f"which remote it would push to is not written; the settings name {self.git_remote}"
+            yield Piece(shown, where, Level.ask, "git/no-remote", reason)
+
     def _places(self, program: Program, main: str, arguments: list[Word], shown: str, where: str) -> Iterator[Piece]:
         """Secrets that would be shown, whatever the program."""
-        if not program.allow:
+        if not program.allow or not program.shows:
             return
         for word in arguments:
             path = word if not word.text.startswith("-") else Word(word.text.partition("=")[2])

@@ -51,6 +51,8 @@ class CommandRules:
 
     def check_all(self) -> list[str]:
         """Run every example of every program; what does not hold, in words."""
+        self.checked.update(self.programs)
+        self.suspect.clear()
         return [problem for name in sorted(self.names()) for problem in example_problems(name, self.programs[name], self)]
 
     def names(self) -> list[str]:

@@ -72,41 +72,52 @@ def embedded_commands(code: str) -> list[str]:
 
 
 def sql_danger(code: str) -> tuple[str, str]:
-    """("typed_yes", reason) for statements that lose data for good, ("ask", reason) for other writes, else ("", "")."""
-    worst = ("", "")
-    for statement in _statements(code):
-        head = statement.split(None, 1)[0] if statement else ""
-        if re.search(r"\b(drop|truncate)\b", statement) or head in (".restore", ".clone"):
-            return "typed_yes", "drops or empties tables; the rows cannot be brought back"
-        if re.search(r"\b(delete\s+from|update)\b", statement) and not re.search(r"\bwhere\b", statement):
-            return "typed_yes", "changes or deletes every row of the table, since there is no WHERE; this cannot be undone"
-        if re.search(r"\bwhere\s+(?:1\s*=\s*1|true|1|'1'\s*=\s*'1')\s*(?:$|;)", statement) and re.search(r"\b(delete|update)\b", statement):
-            return "typed_yes", "changes or deletes every row of the table, since its WHERE is always true; this cannot be undone"
-        if re.search(r"\b(delete|pg_terminate_backend|pg_cancel_backend|alter|dropdb)\b", statement):
-            return "typed_yes", "deletes or changes data; this cannot be undone"
-        if _SQL_WRITES.search(statement):
-            worst = ("ask", "writes to the database")
-    return worst
+    """("typed_yes", reason) for statements that lose data for good, ("ask", reason) for other writes, else ("", "").
+
+    Read with and without what looks like a comment, since databases disagree about what one is.
+    """
+    readings = [_SQL_TOKENS.sub(_token, code)]
+    if re.search(r"--|/\*|#|\$\w*\$", code):
+        readings += [re.sub(r"--|/\*!?\d*|\*/|#", " ", code)]
+    found = [_statement_danger(part.strip().lower()) for text in readings for part in text.split(";")]
+    return max(found, key=lambda one: ("", "ask", "typed_yes").index(one[0]), default=("", ""))
 
 
-def _statements(code: str) -> list[str]:
-    """SQL statements in lower case, without comments and without the text of literals."""
-    code = re.sub(r"--[^\n]*|/\*.*?\*/", " ", code, flags=re.DOTALL)
-    code = re.sub(r"'(?:[^']|'')*'", "''", code)
-    return [statement.strip() for statement in code.lower().split(";") if statement.strip()]
+def _statement_danger(statement: str) -> tuple[str, str]:
+    if re.search(r"\b(drop|truncate)\b", statement) or statement.startswith((".restore", ".clone")):
+        return "typed_yes", "drops or empties tables; the rows cannot be brought back"
+    if re.search(r"\b(delete\s+from|update)\b", statement) and not re.search(r"\bwhere\b(?!\s+(?:1\s*=\s*1|true|1)\s*$)", statement):
+        return "typed_yes", "changes or deletes every row of the table, since no WHERE limits it; this cannot be undone"
+    if re.search(r"\b(delete|pg_terminate_backend|pg_cancel_backend|alter)\b", statement):
+        return "typed_yes", "deletes or changes data; this cannot be undone"
+    return ("ask", "writes to the database") if _SQL_WRITES.search(statement) else ("", "")
+
+
+# One pass from left to right, so that a quote in a comment or a comment in a quote hides nothing.
+_SQL_TOKENS = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def _token(match: re.Match[str]) -> str:
+    """Literals become '', quoted names lose their quotes, comments become a blank."""
+    text = match[0]
+    if text[0] == "'":
+        return "''"
+    return f" {text[1:-1]} " if text[0] in '"`[' else " "
 
 
 def _sql(code: str) -> str:
-    for statement in _statements(code):
-        if _PRAGMAS.fullmatch(statement):
+    if re.search(r"\$\w*\$|/\*|--|#", re.sub(r"'[^']*'", "", code)) or re.search(r"/\*|--", code):
+        return "it holds comments or dollar quotes"
+    plain = _SQL_TOKENS.sub(_token, code).lower()
+    for statement in (part.strip() for part in plain.split(";")):
+        if not statement or _PRAGMAS.fullmatch(statement):
             continue
         head = re.match(r"\w+", statement)
-        if not head or head[0] not in _SQL_READS and head[0] != "with":
+        if not head or (head[0] not in _SQL_READS and head[0] != "with"):
             return "it is not a plain SELECT"
         if _SQL_WRITES.search(statement):
             return "it may write to the database"
-        unknown = {call for call in re.findall(r"\b(\w+)\s*\(", statement)} - _SQL_CALLS
-        unknown -= set(re.findall(r"\bwith\s+(\w+)", statement)) | set(re.findall(r"\bfrom\s+(\w+)\s*\(", statement)) & _SQL_CALLS
+        unknown = set(re.findall(r"\b(\w+)\s*\(", statement)) - _SQL_CALLS
         if unknown:
             return f"it calls {sorted(unknown)[0]}, which bruno does not know"
     return ""
@@ -138,6 +149,8 @@ def _awk(code: str) -> str:
 
 
 def _sed(code: str) -> str:
+    if re.search(r"\[[^\]]*[/|#,:@!;\n]", code):  # a delimiter in brackets: sed would part the script elsewhere
+        return "its script is not a plain print or substitution"
     for part in re.split(r"[;\n]", code):
         if not _SED.fullmatch(part.strip()):
             return "its script is not a plain print or substitution"

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 _MOST = 4096
 
 
-def output_of(simple: Simple) -> str | None:
-    """The text it prints, or None when that is not surely known. May contain `UNKNOWN` in places."""
-    if not simple.words or not simple.words[0].known or any(redirect.op in (">", ">>", "&>", ">|") for redirect in simple.redirects):
+def output_of(simple: Simple, redirected: bool = False) -> str | None:
+    """The text it prints, or None when that is not surely known. May contain `UNKNOWN` in places.
+
+    `redirected`: what goes into a file counts too.
+    """
+    if not simple.words or not simple.words[0].known:
+        return None
+    if not redirected and any(redirect.op in (">", ">>", "&>", ">|") for redirect in simple.redirects):
         return None
     program = simple.words[0].text.rsplit("/", 1)[-1]
     maker = _MAKERS.get(program)
@@ -60,6 +65,11 @@ def _cat(words: list[Word], stdin: str | None) -> str | None:
     return stdin if all(word.text == "-" for word in words) else None
 
 
+def _tee(words: list[Word], stdin: str | None) -> str | None:
+    del words
+    return stdin
+
+
 def _base64(words: list[Word], stdin: str | None) -> str | None:
     if stdin is None or UNKNOWN in stdin or [word.text for word in words] not in (["-d"], ["--decode"], ["-D"], ["-di"]):
         return None
@@ -84,4 +94,4 @@ def _rev(words: list[Word], stdin: str | None) -> str | None:
     return "\n".join(line[::-1] for line in stdin.split("\n"))
 
 
-_MAKERS = {"echo": _echo, "printf": _printf, "cat": _cat, "base64": _base64, "xxd": _xxd, "rev": _rev, "tee": _cat}
+_MAKERS = {"echo": _echo, "printf": _printf, "cat": _cat, "base64": _base64, "xxd": _xxd, "rev": _rev, "tee": _tee}

@@ -44,6 +44,8 @@ class Allow(_Entry):
     """One of these flags must be there, as written."""
     args: tuple[str, ...] | str = "any"
     """"any", "none", or expressions of which each argument must fully match one."""
+    line: str = ""
+    """An expression that all arguments that are no flags, joined by blanks, must fully match."""
     min_args: int = 0
     max_args: int = 1000
     unknown: bool = False
@@ -51,6 +53,8 @@ class Allow(_Entry):
     code: str = ""
     """The first argument (or each value of `code_values`) is code that must prove harmless: sql, sqlite, awk, sed, python."""
     code_values: tuple[str, ...] = ()
+    single_dash: bool = False
+    """For this shape long options have one dash."""
     code_after: int = 0
     """How many arguments come before the code."""
     match: tuple[str, ...] = Field(min_length=1)
@@ -109,6 +113,8 @@ class Wrapper(_Entry):
     values: tuple[str, ...] = ()
     skip: int = 0
     """Arguments of its own before the command."""
+    loose: bool = False
+    """Where the command begins varies: later words are read as one too, and may raise the verdict."""
     own: str = Field(default="allow", pattern="^(allow|ask|typed_yes)$")
     """The least verdict, however harmless the command is."""
     reason: str = ""
@@ -123,6 +129,8 @@ class Program(_Entry):
     """What it does, for people, when no rule says it better."""
     floor: str = Field(default="ask", pattern="^(ask|typed_yes|refuse)$")
     """Verdict when neither an allowed shape nor a rule fits."""
+    shows: bool = True
+    """It prints what it reads; a program that only uses a key file shows no secret."""
     single_dash: bool = False
     """Long options have one dash (find, java): `-rf` is one option."""
     globals: tuple[str, ...] = ()
@@ -153,6 +161,8 @@ def allows(shape: Allow, program: Program, words: list[Word]) -> bool:
     if any(not word.known or inline_problem(shape.code, word.text) for word in code):
         return False
     if not shape.min_args <= len(positional) <= shape.max_args:
+        return False
+    if shape.line and not _regex(shape.line).fullmatch(" ".join(word.text for word in positional)):
         return False
     if shape.args == "any":
         return True
@@ -206,7 +216,7 @@ def _flag(shape: Allow, program: Program, text: str) -> tuple[str, str | None] |
     if shape.flags == "any" or text in shape.flag_set or text in program.globals:
         return "", None
     name, equals, value = text.partition("=")
-    if text.startswith("--") or program.single_dash:
+    if text.startswith("--") or program.single_dash or shape.single_dash:
         if equals and (name in values or name in program.global_values):
             return name, value
         return ("", None) if equals and name + "=" in shape.flag_set else None

@@ -182,6 +182,8 @@ class _Reader:
             end = child.end_byte
             inner = child.named_children[0] if kind == "command_name" and child.named_children else child
             simple.words.extend(self.words(inner, depth))
+        if simple.words and simple.words[0].text in _EVALUATING and any("$(" in w.text or "`" in w.text for w in simple.words[1:]):
+            self.doubt("a builtin may evaluate code in its arguments")
         self.script.commands.append(simple)
         return simple
 
@@ -457,6 +459,8 @@ class _Reader:
         return Word(said)
 
 
+# Builtins that evaluate `a[$(command)]` in a variable's name or in arithmetic.
+_EVALUATING = frozenset("test [ let read unset printf mapfile readarray getopts wait declare typeset export local readonly eval".split())
 _SAYING = frozenset({"command", "pipeline", "redirected_statement"})
 _STATEMENTS = frozenset(
     "command pipeline list redirected_statement subshell if_statement while_statement for_statement case_statement negated_command "

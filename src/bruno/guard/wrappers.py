@@ -124,7 +124,13 @@ def _prefix(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word
     inner = words[at + wrapper.skip :]
     if inner and inner[0].text == "--":
         inner = inner[1:]
-    return Unwrapped([Inner(words=inner, where=simple.words[0].text)]) if inner else None
+    while inner and re.match(r"[A-Za-z_]\w*=", inner[0].text):
+        simple.assigns.append((inner[0].text.partition("=")[0], Word(inner[0].text.partition("=")[2])))
+        inner = inner[1:]
+    found = Unwrapped([Inner(words=inner, where=simple.words[0].text)]) if inner else None
+    if found and wrapper.loose:
+        found.inners += _anywhere(inner[1:8]).inners
+    return found
 
 
 def _env(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
@@ -186,7 +192,7 @@ def _eval(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word])
 
 def _ssh(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
     del program
-    local = [word.text for word in words if re.search(r"(?i)proxycommand|localcommand|knownhostscommand|proxyusefdpass", word.text)]
+    local = [word.text for word in words if re.search(r"(?i)proxycommand|localcommand|knownhostscommand|proxyusefdpass|pkcs11provider|securitykeyprovider|xauthlocation|^include", word.text)]
     at = _own_part(wrapper, words)
     if at is None or at >= len(words):
         return _anywhere(words) if at is None else None
