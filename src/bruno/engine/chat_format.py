@@ -137,7 +137,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
     if system and system not in text:
         first, *rest = messages[1:]
         text = _apply(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest])
-    return text + "\n</think>\n\n" if _OPEN_THOUGHT.search(text) else text
+    return text.rstrip() + "\n\n</think>\n\n" if _OPEN_THOUGHT.search(text) else text
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
