@@ -86,6 +86,7 @@ def test_ctrl_c_at_the_prompt() -> None:
     child.sendintr()
     code, text = finish(child)
     assert code == 130
+    assert "nothing was done" in text
     assert "ACTED" not in text
     assert "Traceback" not in text
 

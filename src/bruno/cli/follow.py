@@ -46,11 +46,11 @@ class Followed:
 
 
 class _Thread(threading.Thread):
-    """The work, its happenings in a queue, its result or error kept."""
+    """The work; its happenings, notices and last of all None in a queue; its result or error kept."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(name="bruno-act", daemon=True)
-        self.happenings: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
+        self.happenings: queue.SimpleQueue[Happening | str | None] = queue.SimpleQueue()
         self.cancel = threading.Event()
         self.answer: Answer | None = None
         self.error: BaseException | None = None
@@ -74,7 +74,7 @@ def follow(work: Work, *, operator: Operator, run_id: str | None, output: Output
     """
     thread = _Thread(work)
     looks = _Looks(operator, output, run_id)
-    with _letting_go(thread.cancel, output) as interrupt, looks:
+    with _letting_go(thread) as interrupt, looks:
         thread.start()
         try:
             _show_until_done(thread, looks, output)
@@ -100,6 +100,9 @@ def _show_until_done(thread: _Thread, looks: _Looks, output: Output) -> None:
         if happening is None:
             looks.look()
             return
+        if isinstance(happening, str):
+            output.notice(happening)
+            continue
         if happening.level != "quiet" or output.as_json:
             output.happening(happening)
             thread.last_said = happening.text
@@ -107,16 +110,17 @@ def _show_until_done(thread: _Thread, looks: _Looks, output: Output) -> None:
 
 
 @contextmanager
-def _letting_go(cancel: threading.Event, output: Output) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets `cancel` and the event given back (the service may set `cancel` by itself), the second raises."""
+def _letting_go(thread: _Thread) -> Iterator[threading.Event]:
+    """The first Ctrl-C cancels and sets the event given back (the service may cancel by itself), the second raises."""
     interrupt = threading.Event()
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if interrupt.is_set():
             raise KeyboardInterrupt
         interrupt.set()
-        cancel.set()
-        output.notice("letting go; Ctrl-C again leaves at once")
+        thread.cancel.set()
+        # Nothing is written here: the main thread may be in the middle of a write. The queue may be put into at any time.
+        thread.happenings.put("letting go; Ctrl-C again leaves at once")
 
     previous = signal.signal(signal.SIGINT, handle)
     try:

@@ -39,7 +39,11 @@ class Terminal:
         termios.tcflush(self._reader.fileno(), termios.TCIFLUSH)
         self._writer.write(prompt)
         self._writer.flush()
-        return self._reader.readline().removesuffix("\n")
+        try:
+            return self._reader.readline().removesuffix("\n")
+        except KeyboardInterrupt:
+            self.show("\nnothing was done")
+            raise
 
 
 def is_interactive() -> bool:

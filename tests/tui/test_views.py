@@ -1,0 +1,203 @@
+"""What the panes draw: stale, unknown, hostile, growing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from textual.widgets import Log, Static
+
+from bruno.errors import Unreachable
+from bruno.operator.views import Happening, InstancesView, RunState
+from bruno.tui.log_pane import new_lines
+from bruno.tui.poller import Poller, Snapshot
+from bruno.tui.run_pane import facts
+from tests.tui.driving import opened, say, talk, until
+from tests.tui.scripted import NOW, ScriptedOperator, instance_view, run_view
+
+
+def drawn(app, selector: str) -> str:
+    return str(app.main.query_one(selector, Static).render())
+
+
+@pytest.mark.parametrize(("seconds", "stale"), [(0, False), (15, False), (16, True), (3600, True)])
+def test_older_than_three_polls_is_stale(seconds: float, stale: bool) -> None:
+    snapshot = Snapshot(NOW, poll=timedelta(seconds=5))
+    assert snapshot.is_stale(NOW - timedelta(seconds=seconds)) is stale
+
+
+def test_never_read_is_stale() -> None:
+    assert Snapshot(NOW).is_stale(None)
+
+
+def test_the_poller_keeps_what_it_knew_and_says_why(operator) -> None:
+    now = [NOW]
+    operator.run_views = (run_view(),)
+    poller = Poller(operator, 5, lambda: now[0])
+    assert poller.read().runs == operator.run_views
+
+    def fail() -> None:
+        raise Unreachable("the database is locked")
+
+    operator.runs = fail
+    now[0] += timedelta(seconds=60)
+    later = poller.read()
+    assert later.runs == (run_view(),)
+    assert later.problem == "the database is locked"
+    assert later.is_stale(later.instances.read_at)
+
+
+def test_the_poller_reads_the_list_at_its_own_pace(operator) -> None:
+    now = [NOW]
+    read = []
+    operator.instances = lambda fresh=False: read.append(fresh) or InstancesView(known=True, read_at=now[0])
+    poller = Poller(operator, 5, lambda: now[0])
+    for _ in range(10):
+        poller.read()
+        now[0] += timedelta(seconds=1)
+    assert read == [False, False]
+    poller.read(fresh=True)
+    assert read == [False, False, True]
+
+
+async def test_a_stale_list_is_shown_as_stale(make_app, operator) -> None:
+    operator.view = InstancesView(known=True, rows=(instance_view(),), read_at=NOW - timedelta(minutes=5))
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        assert "STALE" in drawn(app, "StatusBar")
+        assert "STALE: read 5m 0s ago" in drawn(app, "#instances-note")
+
+
+async def test_an_unreadable_list_is_unknown(make_app, operator) -> None:
+    operator.view = InstancesView(known=False, problem="HTTP 500", credit=None)
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        assert "now unknown" in drawn(app, "StatusBar")
+        assert "HTTP 500" in drawn(app, "StatusBar")
+        assert "unknown: the provider's list could not be read. HTTP 500" in drawn(app, "#instances-note")
+
+
+async def test_a_run_that_fails_says_why(make_app, operator) -> None:
+    operator.run_views = (
+        run_view(state=RunState.FAILED, problem="killed: out of memory", discrepancies=("a says 1, b says 2",)),
+    )
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        assert "✘ failed" in drawn(app, "#run-head")
+        assert "✘ killed: out of memory" in drawn(app, "#run-facts")
+        assert "! a says 1, b says 2" in drawn(app, "#run-facts")
+
+
+def test_facts_are_raw_and_complete() -> None:
+    lines = facts(run_view(model_saved="/w/m", local_model="/home/m"), stale=True)
+    assert "refusals   38/40 at the start" in lines
+    assert "last       4/40  KL 0.1  (trial 5)" in lines
+    assert "best       3/40  KL 0.11  (trial 3)" in lines
+    assert "saved      /w/m" in lines
+    assert "at home    /home/m" in lines
+    assert any(line.startswith("STALE") for line in lines)
+    assert facts(run_view(initial=None, last=None, best=None), stale=False)[0] == "refusals   unknown at the start"
+
+
+async def test_runs_are_stepped_through(make_app, operator) -> None:
+    operator.run_views = (run_view(), run_view(run_id="b", name="b", state=RunState.DONE, log_tail=("other log",)))
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        await pilot.press("escape", "right_square_bracket")
+        await pilot.pause()
+        assert app.main.run_pane.chosen.run_id == "b"
+        assert next(iter(app.main.query_one(Log).lines)) == "other log"
+        await pilot.press("left_square_bracket")
+        assert app.main.run_pane.chosen.run_id == "demo-1"
+
+
+async def test_the_log_grows_by_what_is_new(make_app, operator) -> None:
+    operator.run_views = (run_view(log_tail=("a", "b")),)
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        operator.run_views = (run_view(log_tail=("b", "c")),)
+        await until(
+            pilot, lambda: [line for line in app.main.query_one(Log).lines if line] == ["a", "b", "c"], "one new line"
+        )
+        await pilot.press("escape", "p")
+        assert "PAUSED" in str(app.main.log_pane.border_title)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(0, 12), st.integers(1, 8))
+def test_new_lines_of_a_growing_log_lose_none(log: list[str], grown: int, window: int) -> None:
+    """Numbered lines are all different, as log lines with their trial are: then exactly the new ones are found."""
+    lines = [f"{letter}{number}" for number, letter in enumerate(log)]
+    seen = lines[: min(grown, len(lines))]
+    old, new = tuple(seen[-window:]), tuple(lines[-window:])
+    missing = lines[len(seen) :]
+    found = new_lines(old, new)
+    if len(missing) <= window and (not seen or set(old) & set(new)):
+        assert list(found) == missing
+    elif missing:
+        assert found[-1] == missing[-1]
+
+
+async def test_hostile_text_is_shown_and_does_nothing(make_app, operator) -> None:
+    nasty = "[@click=app.quit]press[/] [/] [bold] \x1b]0;title\x07\x05\x1b[2J \u202edrow"
+    operator.run_views = (run_view(name=nasty, problem=nasty, log_tail=(nasty,)),)
+    operator.view = InstancesView(known=True, rows=(instance_view(label=nasty),), read_at=NOW, credit=1.0)
+    operator.happen = (Happening(at=NOW, text=nasty, level="warn"),)
+    operator.unfinished_views = operator.run_views
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        await say(pilot, nasty)
+        await until(pilot, lambda: "not understood" in talk(app), "it is answered")
+        await until(pilot, lambda: "carried on" in talk(app), "it is carried on")
+        text = talk(app) + drawn(app, "#run-facts") + "".join(app.main.query_one(Log).lines)
+        assert "[@click=app.quit]press[/]" in text
+        assert "<U+202E>" in text
+        assert "\x1b" not in text
+        assert "\x05" not in text
+        assert not next(iter(app.main.query(".entry").results(Static))).render().spans
+
+
+async def test_quiet_happenings_are_left_to_the_views(make_app, operator) -> None:
+    operator.run_views = operator.unfinished_views = (run_view(),)
+    operator.happen = tuple(
+        Happening(at=NOW, text=f"event {level}", level=level) for level in ("quiet", "info", "good", "bad")
+    )
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await until(pilot, lambda: "event bad" in talk(app), "happenings are drawn")
+        assert "event quiet" not in talk(app)
+        assert "03:04:05 ✔ event good" in talk(app)
+
+
+async def test_the_conversation_is_bounded(make_app, monkeypatch) -> None:
+    monkeypatch.setattr("bruno.tui.conversation.MOST_ENTRIES", 20)
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        for number in range(50):
+            app.main.talk.said(f"line {number}")
+            await pilot.pause()
+        assert len(app.main.talk.children) <= 20
+        assert "line 49" in talk(app)
+        assert "line 10\n" not in talk(app)
+
+
+def test_scripted_operator_has_the_service_s_methods() -> None:
+    """What the stand-in answers must exist on the real one."""
+    from bruno.operator.service import Operator
+
+    for name in (
+        "preload",
+        "ask",
+        "submit",
+        "choose",
+        "act",
+        "carry_on",
+        "unfinished",
+        "runs",
+        "run",
+        "instances",
+        "close",
+    ):
+        assert callable(getattr(Operator, name))
+        assert callable(getattr(ScriptedOperator, name))
