@@ -7,6 +7,7 @@ after the arguments were read, so a wrong setting is told at once.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -101,10 +102,10 @@ def abliterate(settings: EngineSettings) -> int:
 
 def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
     """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
+    quiet_libraries(folder / "libraries.log")  # before anything imports them
     from bruno.engine.run import run
     from bruno.engine.search import STORAGE_ERRORS, innermost
 
-    quiet_libraries()
     try:
         return 0 if run(settings, folder, emit) else INTERRUPTED
     except STORAGE_ERRORS as error:
@@ -113,15 +114,19 @@ def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
         ) from error
 
 
-def quiet_libraries() -> None:
-    """Our log is the log: progress bars and advice of libraries would break its lines. Their errors still come through."""
+def quiet_libraries(file: Path | None = None) -> None:
+    """Keep the libraries' progress bars and advice out of our log; what they warn of goes to `file` where one is given."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.captureWarnings(True)
+    handler = logging.FileHandler(file, delay=True) if file else logging.NullHandler()
+    logging.getLogger("py.warnings").addHandler(handler)
     from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _tell(emit: Emitter, folder: Path, message: str) -> None:

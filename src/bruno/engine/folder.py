@@ -1,7 +1,7 @@
 """The run's folder: one engine at a time, and files that are whole or not there.
 
-Layout: `events.jsonl`, `study.sqlite3`, `directions.safetensors`, `report.json`, `engine.lock`, and one folder for each
-saved model.
+Layout: `events.jsonl`, `study.sqlite3`, `directions.safetensors`, `report.json`, `libraries.log`, `engine.lock`, and
+one folder for each saved model.
 """
 
 from __future__ import annotations

@@ -135,8 +135,9 @@ class Run:
         strongest = int(directions.separation.argmax())
         self.emit(
             Notice(
-                text=f"Directions from {len(bad)} + {len(good)} prompts ({', '.join(directions.used)}); classes are "
-                f"furthest apart after block {strongest}, {directions.separation[strongest]:.1f} standard deviations"
+                text=f"Directions from {len(bad)} + {len(good)} prompts ({', '.join(directions.used)}); the "
+                f"classes are furthest apart after {strongest} blocks: {directions.separation[strongest]:.1f} standard "
+                "deviations"
             )
         )
         return directions
