@@ -36,7 +36,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "gpu": "h100",
         "trust_remote_code": True,
     },
-    "demo": {"id": "demo", "weights_gb": 0.27, "size_class": "demo", "gpu": "h200", "behaviour": "over-refusal"},
+    "demo": {
+        "id": "demo",
+        "weights_gb": 0.27,
+        "size_class": "demo",
+        "gpu": "h200",
+        "behaviour": "over-refusal",
+        "trials": 40,
+    },
 }
 
 GPUS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,7 @@
+"""`python -m bruno` is `bruno`."""
+
+import sys
+
+from bruno.cli import main
+
+sys.exit(main())
