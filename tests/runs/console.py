@@ -23,6 +23,9 @@ from bruno.runs.events import RunEvent
 from bruno.runs.runner import Runner
 from tests.runs.conftest import confirm, make_world
 
+TRIALS = 120
+"""Long enough for the playbook to try two trials first."""
+
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +67,7 @@ def main() -> int:
         runner = Runner(world)
         if "begin" in told:
             plan = Plan.model_validate_json(told["begin"])
-            settings: dict[str, object] = {"model": "demo", "search": {"trials": 4}}
+            settings: dict[str, object] = {"model": "demo", "search": {"trials": TRIALS}}
             runner.begin(plan, confirm(plan), model="demo", settings=settings)
         arm(kill)
         run = runner.carry_on(run_id, hear, retry=told.get("retry", False))

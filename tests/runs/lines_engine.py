@@ -36,7 +36,7 @@ def main() -> int:
                 (out / "crash").unlink()
                 emit(said.Failed(message="the tensors are on fire", kept="what was scored is kept"))
                 return 1
-            emit(said.TrialScored(trial=number, refusals=60 - 10 * number, prompts=60, kl=0.1 * number))
+            emit(said.TrialScored(trial=number, refusals=max(0, 60 - 10 * number), prompts=60, kl=0.1 * number))
             emit(
                 said.Progress(
                     completed=number, trials=trials, elapsed_seconds=number, remaining_seconds=trials - number

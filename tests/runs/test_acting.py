@@ -13,7 +13,7 @@ from bruno.fleet.waits import wait_running
 from bruno.guard.actions import DestroyInstance, StopInstance, Target
 from bruno.guard.plan import Plan, Step, lifetime
 from bruno.runs import acting
-from bruno.runs.acting import perform, settle
+from bruno.runs.acting import perform, settle, settle_all
 from bruno.runs.world import World
 from bruno.sandbox.thread import RunningSandbox
 from tests.runs.conftest import confirm, make_plan, make_world
@@ -103,10 +103,11 @@ def test_an_act_without_a_trace_has_failed_after_its_grace(world: World, monkeyp
     permit = confirm(plan)
     world.records.use_permit(plan.plan_id, seal=permit.seal, origin="keyboard", minted_at=permit.minted_at)
     create = plan.steps[1].action.model_dump(mode="json")
-    act = world.records.begin_act(plan_id=plan.plan_id, action=create, label="bruno-demo-1")
-    assert settle(act, world).outcome == "unknown"
+    world.records.begin_act(plan_id=plan.plan_id, action=create, label="bruno-demo-1")
+    assert [left.outcome for left in settle_all(world)] == ["unknown"]
     monkeypatch.setattr(acting, "GRACE", timedelta(0))
-    assert settle(act, world).outcome == "failed"
+    assert settle_all(world) == []
+    assert world.records.acts()[0].outcome == "failed"
 
 
 def test_a_refusal_is_recorded_as_one(world: World, sandbox: RunningSandbox) -> None:

@@ -18,6 +18,7 @@ from bruno.runs.runner import Runner
 from bruno.runs.world import World
 from bruno.sandbox.thread import RunningSandbox
 from tests.runs.conftest import make_plan
+from tests.runs.console import TRIALS
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
@@ -40,7 +41,7 @@ class Consoles:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert done.returncode in (0, KILLED) or done.stdout, done.stderr
         return done.returncode, done.stdout.strip()
@@ -60,6 +61,7 @@ def consoles(world: World, sandbox: RunningSandbox) -> Consoles:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles) -> None:
     world = consoles.world
     assert consoles(begin=True, kill={"after": "bruno.fleet.acts:create"})[0] == KILLED
@@ -73,6 +75,9 @@ def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles
         {"after": "bruno.fleet.files:send"},
         {"after": "bruno.fleet.jobs:launch"},  # the installer's
         {"event": ["install", "waiting"]},
+        {"before": "bruno.fleet.jobs:launch"},  # the two trials'
+        {"after": "bruno.fleet.jobs:launch"},
+        {"event": ["smoke", "notice"]},
         {"before": "bruno.fleet.jobs:launch"},  # the engine's
         {"after": "bruno.fleet.jobs:launch"},
         {"event": ["follow", "progress"]},
@@ -94,9 +99,10 @@ def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles
     assert (model / "model.safetensors").read_bytes() == (out / "demo-bruno" / "model.safetensors").read_bytes()
     home = world.paths.runs / run.run_id
     job = out.parent / "job" / "log"
+    assert len((out.parent / "smoke" / "out" / "starts").read_text().split()) == 1
     assert (home / "engine.log").read_bytes() == job.read_bytes()
     assert (home / "events.jsonl").read_bytes() == (out / "events.jsonl").read_bytes()
-    assert read_home(home).progress.completed == 4
+    assert read_home(home).progress.completed == TRIALS
     assert [(act.kind, act.outcome) for act in world.records.acts()] == [
         ("run_playbook", "done"),
         ("register_key", "done"),

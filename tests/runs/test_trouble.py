@@ -59,6 +59,7 @@ def look(world: World, run: Run) -> Evidence:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_through_trouble(world: World, sandbox: RunningSandbox) -> None:
     runner, plan, heard = Runner(world), make_plan(world), Heard()
     run_id = runner.begin(plan, confirm(plan), model="demo", settings={"model": "demo", "search": {"trials": 4}})
@@ -90,6 +91,10 @@ def test_a_run_through_trouble(world: World, sandbox: RunningSandbox) -> None:
     run = runner.carry_on(run_id, heard, cancel, retry=True)
     assert run.state == "active"
     assert "let go" in heard.texts(Kind.DETACHED)[-1]
+    assert len((out / "starts").read_text().split()) == 2
+
+    # Asked once, the log says the same; nothing else was done.
+    assert runner.refresh(run_id).progress.completed == 2
     assert len((out / "starts").read_text().split()) == 2
 
     # The engine went on without us and stands at its pause: the evidence says so, and where from.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import BrunoError
+from bruno.errors import BrunoError, Unreachable
 from bruno.fleet import acts, waits
 from bruno.fleet.errors import OutcomeUnknown, RentedButStopped
 from bruno.fleet.host_keys import HostKeys
@@ -103,9 +103,24 @@ def settle(act: Act, world: World) -> Act:
         return world.records.end_act(number, Outcome.DONE, result=result)
     if world.clock() - act.begun_at < GRACE:
         return world.records.end_act(number, Outcome.UNKNOWN, problem=act.problem or "the reply was lost")
-    return world.records.end_act(
-        act.act_id, Outcome.FAILED, problem="the provider shows no trace of it: it did not happen"
-    )
+    problem = "the provider shows no trace of it: it did not happen"
+    return world.records.end_act(number, Outcome.FAILED, problem=problem)
+
+
+def settle_all(world: World) -> list[Act]:
+    """Settle every act that an earlier process left open, as far as the provider answers; those still open afterwards.
+
+    For a console's start: a stop or a rental whose process was killed is known again before anything new is asked for.
+    """
+    left = []
+    for act in world.records.acts(unsettled=True):
+        try:
+            settled = settle(act, world)
+        except Unreachable:
+            settled = act
+        if settled.outcome not in (Outcome.DONE.value, Outcome.FAILED.value) and act.kind != "run_playbook":
+            left.append(settled)
+    return left
 
 
 # --- the calls ---
@@ -245,6 +260,10 @@ def _end_run(run_id: str | None, world: World) -> None:
     for run in world.records.runs(open_only=True):
         if run.run_id == run_id:
             world.records.update_run(run.run_id, state=RunState.ENDED.value)
+            for act in world.records.acts(run_id=run_id, unsettled=True):
+                if act.kind == "run_playbook" and act.act_id is not None:
+                    problem = "its instance was stopped or destroyed before it was carried out whole"
+                    world.records.end_act(act.act_id, Outcome.FAILED, problem=problem)
 
 
 def _label(action: Action) -> str:

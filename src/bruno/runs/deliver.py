@@ -12,6 +12,7 @@ from humanize import naturalsize
 from bruno.errors import RunFailed
 from bruno.fleet import files
 from bruno.fleet.host import Host
+from bruno.guard.sanitise import safe_line
 from bruno.runs import playbook as book
 from bruno.runs.events import Kind
 from bruno.runs.home import read_home
@@ -40,6 +41,10 @@ def verify(task: Task, _step: book.Verify) -> Detail:
     saved = read_home(task.home).progress.model_saved
     if saved is None:
         raise RunFailed("the engine ended without saving a model: its log has no line 'Models Saved'")
+    places = task.on_host(lambda host: Places.of(host, task.run_id))
+    if not saved.startswith(f"{places.root}/") or ".." in saved.split("/"):
+        # A log is text from a machine; it does not choose what is copied home.
+        raise RunFailed(f"the log names a model outside the run's folder: {safe_line(saved)}", fix="Look at the log")
     sizes, wanted = task.on_host(lambda host: _look(host, saved))
     missing = [name for name in wanted if not sizes.get(name)]
     if missing:

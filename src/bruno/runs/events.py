@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class RunEvent:
-    """One thing that happened. All text is sanitised: it may be written to a screen as it is (markup off)."""
+    """One thing that happened. `text` and `lines` are sanitised: they may be written to a screen as they are (markup off)."""
 
     kind: Kind
     run_id: str

@@ -1,6 +1,7 @@
 """Progress: what a run's log says, as numbers. Models only; `readers` makes them from the human log and from events.jsonl.
 
 A count is raw (`Refusals: x/y`); ratios from a study's storage are never shown as counts. None is "not said yet".
+Texts are as the machine said them: a face passes them through `guard.sanitise` before a screen.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from bruno.records.tables import Outcome, RunState, StepState
 from bruno.runs import deliver, follow, job, provision
 from bruno.runs.acting import perform
 from bruno.runs.events import Kind, OnEvent
+from bruno.runs.home import HomeReading, read_home
 from bruno.runs.playbook import load_playbook
 from bruno.runs.task import Task
 
@@ -158,6 +159,23 @@ class Runner:
         if local is None:
             raise RunFailed(f"run {run_id} saved no model")
         return Path(local)
+
+    def refresh(self, run_id: str, *, patience: float = 10) -> HomeReading:
+        """Ask the machine's log once and return what it says: for a run that no console follows just now.
+
+        Raises:
+            RunFailed: its instance is gone. Unreachable: it does not answer within `patience` seconds.
+        """
+        run = self.world.records.run(run_id)
+        launched = any(row.name == "launch" and row.attempts for row in self.world.records.steps(run_id))
+        task = Task(self.world, run, load_playbook(run.playbook), lambda _: None, Event(), None, retry=False)
+        if run.instance_id is not None and launched:
+            try:
+                host = task.host(patience=patience)
+                job.bring_all(host, job.Places.of(host, run_id), task.home)
+            finally:
+                task.drop()
+        return read_home(task.home)
 
     # --- one step ---
 
