@@ -18,7 +18,9 @@ SMALL, LARGE = (80, 24), (160, 50)
 def operator() -> ScriptedOperator:
     scripted = ScriptedOperator({"start demo on an H200": start_card(), "destroy 101": destroy_card()})
     scripted.run_views = (run_view(), run_view(run_id="old", name="old", state=RunState.DONE, history=()))
-    other = instance_view(instance_id=102, label="somebody-else", run_id=None, status="stopped", gpu_utilisation=None)
+    other = instance_view(
+        instance_id=102, label="somebody-else", run_id=None, status="stopped", intended="stopped", gpu_utilisation=None
+    )
     scripted.view = InstancesView(known=True, rows=(instance_view(), other), read_at=NOW, credit=25.0)
     return scripted
 

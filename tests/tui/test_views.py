@@ -153,6 +153,13 @@ async def test_hostile_text_is_shown_and_does_nothing(make_app, operator) -> Non
         text = talk(app) + drawn(app, "#run-facts") + "".join(app.main.query_one(Log).lines)
         assert "[@click=app.quit]press[/]" in text
         assert "<U+202E>" in text
+        text += str(app.main.log_pane._border_title) + str(app.main.run_pane._border_title)
+        row = app.main.instances.table.get_row_at(0)
+        assert row[2].plain.startswith("[@click=app.quit]press[/]")
+        assert not row[2].spans
+        for pane in (app.main.log_pane, app.main.run_pane):
+            assert "[@click=app.quit]press[/]" in pane._border_title.plain
+            assert not pane._border_title.spans
         assert "\x1b" not in text
         assert "\x05" not in text
         assert not next(iter(app.main.query(".entry").results(Static))).render().spans

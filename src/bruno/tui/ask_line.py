@@ -51,7 +51,7 @@ class AskLine(Input):
         names = [f":{command.name}" for command in available(readonly=readonly)]
         super().__init__(
             id="ask",
-            placeholder="what do you want?   :command   /filter   ? help",
+            placeholder="what do you want?   :command   /filter   ? help   ctrl+q quit",
             suggester=SuggestFromList(names, case_sensitive=True),
             select_on_focus=False,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from bruno.operator.views import InstanceView
 
 
-class InstancesTable(DataTable[str]):
+class InstancesTable(DataTable[Text]):
     """Rows are keyed by instance id: a key pressed on a row means the id that is shown in it, whatever is read meanwhile."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -85,7 +86,7 @@ class InstancesPane(Vertical):
         kept = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value if table.row_count else None
         table.clear()
         for key, row in rows:
-            table.add_row(*row, key=key)
+            table.add_row(*(Text(cell) for cell in row), key=key)  # a plain string would be read as markup
         keys = [key for key, _ in rows]
         if kept in keys:
             table.move_cursor(row=keys.index(kept))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Log
 
 from bruno.guard.sanitise import safe_line
@@ -79,7 +80,7 @@ class LogPane(Vertical):
             title += f"  /{safe_line(self._filter, 40)}: {matching} of {len(self._lines)} lines"
         if not self.log_widget.auto_scroll:
             title += "  PAUSED"
-        self.border_title = title
+        self.border_title = Content(title)  # a plain string would be read as markup
 
 
 def new_lines(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:

@@ -86,8 +86,8 @@ class RunPane(Vertical, can_focus=True):
         snapshot = self._snapshot
         runs = snapshot.runs if snapshot else ()
         place = next(i for i, each in enumerate(runs, 1) if each.run_id == run.run_id)
-        self.border_title = safe_line(f"run {run.name}")
-        self.border_subtitle = f"{place} of {len(runs)}  [ and ] change it" if len(runs) > 1 else ""
+        self.border_title = Content(safe_line(f"run {run.name}"))  # a plain string would be read as markup
+        self.border_subtitle = Content(f"{place} of {len(runs)}  [ and ] change it" if len(runs) > 1 else "")
         self.query_one("#run-head", Static).update(_head(run))
         if run.trials:
             bar.update(total=run.trials, progress=run.trial or 0)
