@@ -1,4 +1,4 @@
-"""The whole run in a pseudo-terminal: a sentence, `yes`, kill -9 in the middle, resume, a model at home, an answer from it, a stop."""
+"""The whole run in a pseudo-terminal: a sentence, `yes`, kill -9, resume, a model at home, an answer from it, a stop."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_from_a_sentence_to_a_saved_model_and_a_stopped_instance(bruno: Bruno) -
         input='{"message": "Name three colours."}\n', env=bruno.environ, text=True, capture_output=True, timeout=120, check=True,
     )  # fmt: skip
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
-    assert [line["text"] for line in answers if line["kind"] == "answer"][0].strip()
+    assert next(line["text"] for line in answers if line["kind"] == "answer").strip()
 
     # "finish the job" asks; "stop it" shows exactly what, waits for yes, and sees it through.
     console = bruno.terminal("do", "finish the job", "--sandbox")
