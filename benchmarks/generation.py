@@ -64,10 +64,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 1 gives cpu_seconds that other work disturbs least"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    loading = Loading.model_validate({"dtype": [options.dtype], "device": options.device})
+    loading = Loading.model_validate({"dtype": [options.dtype], "device": options.device, "threads": options.threads})
     loaded = load(EngineSettings(model=options.model, loading=loading), lambda _: None)
     bad, good = (
         encode(loaded.tokenizer, demo.prompts("search", kind)[: options.prompts])
