@@ -23,6 +23,7 @@ from bruno.fleet.errors import (
     TransferFailed,
     WrongHost,
 )
+from bruno.fleet.files import fetch
 from bruno.fleet.host import Host, connect
 from bruno.fleet.host_keys import HostKeys
 from bruno.fleet.keys import KeyPair, key_pair
@@ -409,8 +410,8 @@ class Relay:
 @pytest.fixture
 def relay(machine: Instance, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     monkeypatch.setattr("bruno.fleet.ssh.CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr("bruno.fleet.host.SFTP_SECONDS", 0.3)
-    monkeypatch.setattr("bruno.fleet.host._GRACE", 0.2)
+    monkeypatch.setattr("bruno.fleet.link.SFTP_SECONDS", 0.3)
+    monkeypatch.setattr("bruno.fleet.link.GRACE_SECONDS", 0.2)
     relay = Relay(machine.ssh_port or 0)
     yield relay
     relay.close()
@@ -457,3 +458,17 @@ def test_a_link_that_freezes_during_a_command(
     with pytest.raises(HostLost):
         host.run(["true"], timeout=0.5)
     host.close()
+
+
+def test_a_link_that_freezes_during_a_copy(
+    machine: Instance, relay: Relay, reach: Callable[..., Host], cloud: Cloud, tmp_path: Path
+) -> None:
+    folder = home(cloud, machine) / "m"
+    folder.mkdir()
+    (folder / "weights").write_bytes(os.urandom(3_000_000))
+    through_relay = replace(machine, direct=Endpoint("direct", "127.0.0.1", relay.port), proxy=None)
+    with reach(through_relay) as host, pytest.raises(HostLost):
+        fetch(host, str(folder), tmp_path / "m", lambda progress: relay.frozen.set() if progress.done else None)
+    with reach(machine) as host:
+        assert fetch(host, str(folder), tmp_path / "m").resumed > 0
+    assert (tmp_path / "m/weights").read_bytes() == (folder / "weights").read_bytes()

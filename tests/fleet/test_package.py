@@ -13,18 +13,22 @@ from bruno.errors import InputError
 from bruno.fleet.errors import WrongKey
 from bruno.fleet.vast import Vast
 
-# What a running Textual app's stdout looks like: no `encoding`. A plain `import vastai` fails under it.
-AS_IN_TEXTUAL = """
-import sys
-class Capture:
-    def write(self, text): pass
-    def flush(self): pass
-sys.stdout = Capture()
-from bruno.fleet.vast import preload
-preload()
-import logging
-assert type(sys.stdout) is Capture
-assert all(type(h) is logging.NullHandler for h in logging.getLogger("vastai").handlers)
+IN_A_RUNNING_APP = """
+import logging, sys
+from textual.app import App
+
+class Console(App):
+    def on_mount(self):
+        self.run_worker(self.load, thread=True)
+
+    def load(self):
+        from bruno.fleet.vast import preload
+        assert not hasattr(sys.stdout, "encoding")  # what makes a plain `import vastai` fail here
+        preload()
+        assert all(type(handler) is logging.NullHandler for handler in logging.getLogger("vastai").handlers)
+        self.call_from_thread(self.exit, "loaded")
+
+print(Console().run(headless=True))
 """
 
 
@@ -34,8 +38,8 @@ def run(code: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_can_be_imported_under_a_running_console_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    result = run(AS_IN_TEXTUAL, tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = run(IN_A_RUNNING_APP, tmp_path)
+    assert (result.stdout.splitlines()[-1:], result.stderr) == (["loaded"], "")
     assert list(tmp_path.iterdir()) == []  # the package's `cli` part would have made folders
 
 

@@ -26,10 +26,9 @@ from bruno.guard.sanitise import safe_line
 if TYPE_CHECKING:
     import paramiko
 
-WINDOW = 32 << 20
+WINDOW = 64 << 20
 """Bytes asked for ahead. Between windows the line rests for one round trip."""
 _REQUEST = 32 << 10  # the SFTP protocol's customary piece
-_IN_FLIGHT = 256
 _MARGIN = 64 << 20  # left free on our disk: a disk filled to the last byte hurts everything else
 _SLOWEST_HASH = 20e6  # bytes per second: below that a machine is taken to hang
 _LIST = r"""cd -- "$1" && exec find -L . -type f -printf '%s %P\0'"""
@@ -226,7 +225,7 @@ def _receive(sftp: paramiko.SFTPClient, source: str, part: Path, name: str, copy
         for start in range(have, size, WINDOW):
             end = min(start + WINDOW, size)
             pieces = [(at, min(_REQUEST, end - at)) for at in range(start, end, _REQUEST)]
-            for piece in file.readv(pieces, _IN_FLIGHT):
+            for piece in file.readv(pieces):
                 sink.write(piece)
                 digest.update(piece)
                 copy.done += len(piece)

@@ -157,7 +157,11 @@ class Instance:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """Where to try SSH, best first: direct is faster, the proxy exists on every machine."""
+        """Where to try SSH, best first: direct is faster, the proxy exists on every machine.
+
+        Computed from the row: the package's `ssh-url` keeps an address for ever, fails on null ports, and its two halves
+        disagree on which endpoint comes first.
+        """
         return tuple(endpoint for endpoint in (self.direct, self.proxy) if endpoint is not None)
 
     @property
