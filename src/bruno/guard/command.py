@@ -23,7 +23,8 @@ from bruno.guard.words import UNKNOWN, Word, decoded_ansi
 from bruno.guard.wrappers import Inner, unwrap
 
 MAX_NESTING = 7
-MAX_READINGS = 150
+MAX_READINGS = 200
+MAX_BYTES_READ = 10_000
 _STANDARD = re.compile(r"(?:/usr)?(?:/local)?/s?bin/|/venv/main/bin/|/opt/conda/bin/")
 _SET_FREELY = re.compile(
     r"(?!(?:https?|ftp|all|no)_proxy$)[a-z_][a-z0-9_]*|LC_[A-Z]+|LANG|LANGUAGE|TZ|NO_COLOR|COLUMNS|LINES|TERM|CUDA_VISIBLE_DEVICES|"
@@ -103,12 +104,14 @@ class _Judge:
     rules: CommandRules
     git_remote: str
     readings: int = 0
+    bytes_read: int = 0
+    unsure: int = 0
 
     def text(self, command: str, where: str, depth: int, plainer: bool = False, feed: Simple | None = None) -> Iterator[Piece]:
         """Every piece of a script that a shell would read. `feed`: the command whose input the script reads as its own."""
-        self.readings += 1
-        if depth > MAX_NESTING or self.readings > MAX_READINGS:
-            yield Piece(safe_line(command), where, Level.typed_yes, "cannot-be-analysed", "it is nested too deeply to be analysed")
+        self.bytes_read += len(command)
+        if depth > MAX_NESTING or self.readings > MAX_READINGS or (depth and self.bytes_read > MAX_BYTES_READ):
+            yield self._too_much(command, where)
             return
         script = read_script(command)
         doubts = script.doubts
@@ -123,6 +126,9 @@ class _Judge:
             for reading in _plainer(command):
                 yield from self.raising(self.text(reading, where, depth + 1, plainer=True), Level.typed_yes)
 
+    def _too_much(self, command: str, where: str) -> Piece:
+        return Piece(safe_line(command), where, Level.typed_yes, "cannot-be-analysed", "it is nested too deeply, or too long, to be analysed")
+
     def raising(self, pieces: Iterator[Piece], least: Level) -> Iterator[Piece]:
         """Pieces of a reading that is not sure: only what is strict enough to matter counts."""
         for piece in pieces:
@@ -132,6 +138,10 @@ class _Judge:
     def simple(self, simple: Simple, where: str, depth: int) -> Iterator[Piece]:
         """One simple command: its assignments, redirections, the program, and what it runs in turn."""
         shown = safe_line(simple.shown())
+        self.readings += 1
+        if self.readings > MAX_READINGS:
+            yield self._too_much(shown, where)
+            return
         found = list(self._around(simple, shown, where))
         if any(redirect.op in (">", ">>", "&>", ">|") for redirect in simple.redirects):
             # What is written may be run later: commands in it count, if they are strict enough to matter.
@@ -195,7 +205,7 @@ class _Judge:
             yield Piece(shown, where, rule.level, f"{main}/{rule.name}", _filled(rule.reason, name, arguments))
         if main == "git" and self.git_remote:
             yield from self._push(arguments, shown, where)
-        yield from self._places(program, main, arguments, shown, where)
+        yield from self._places(program, name, arguments, shown, where)
         yield from self._code(name, arguments, simple, shown, where, depth)
         if not hits and not own_place and main not in self.rules.suspect and any(allows(shape, program, arguments) for shape in program.allow):
             return
@@ -204,13 +214,13 @@ class _Judge:
             yield from self._around(Simple(words=[], assigns=simple.assigns), shown, where)
             if Level.__members__.get(found.own, Level.ask) > Level.allow and found.own != "floor":
                 reason = safe_line(found.reason or f"{name} runs another command")
-                yield Piece(shown, where, Level[found.own], f"{main}/{found.rule or 'wrapper'}", reason)
+                yield Piece(shown, where, Level[found.own], f"{name}/{found.rule or 'wrapper'}", reason)
             for inner in found.inners:
                 yield from self._inner(inner, simple, where, depth)
             if found.own != "floor":
                 return
         if main in self.rules.suspect:
-            yield Piece(shown, where, Level.typed_yes, f"{main}/broken", f"the guardrail file is wrong: {self.rules.suspect[main]}")
+            yield Piece(shown, where, Level.typed_yes, f"{name}/broken", f"the guardrail file is wrong: {self.rules.suspect[main]}")
             return
         if any(hit.level > Level.allow for hit in hits):
             return
@@ -219,23 +229,28 @@ class _Judge:
             return
         level, doubtful = Level[program.floor], _doubtful(program, arguments)
         if doubtful and level < Level.typed_yes:
-            yield Piece(shown, where, Level.typed_yes, f"{main}/unknown-arguments", f"what {name} is told is not known before it runs")
+            yield Piece(shown, where, Level.typed_yes, f"{name}/unknown-arguments", f"what {name} is told is not known before it runs")
             return
         says = program.says or f"{name} is not on the list of commands that only read, as it is used here"
-        yield Piece(shown, where, level, f"{main}/not-read-only", _filled(says, name, arguments))
+        yield Piece(shown, where, level, f"{name}/not-read-only", _filled(says, name, arguments))
 
     def _inner(self, inner: Inner, simple: Simple, where: str, depth: int) -> Iterator[Piece]:
         place = ", ".join(part for part in (where, safe_line(inner.where, 60)) if part)
         if inner.script is not None:
             pieces = self.text(inner.script, place, depth + 1, feed=simple if inner.script is not simple.stdin else None)
         elif depth > MAX_NESTING:
-            pieces = iter([Piece(safe_line(simple.shown()), where, Level.typed_yes, "cannot-be-analysed", "it is nested too deeply to be analysed")])
+            pieces = iter([self._too_much(simple.shown(), where)])
         else:
             words = inner.words or []
             made = Simple(words=words, stdin=simple.stdin, piped=simple.piped, feeders=simple.feeders)
             made.source = " ".join(word.shown() for word in words)
             pieces = self.simple(made, place, depth + 1)
-        yield from pieces if inner.sure else self.raising(pieces, Level.typed_yes)
+        if inner.sure:
+            yield from pieces
+        elif not self.unsure:  # a guess inside a guess is one of the outer guesses too
+            self.unsure += 1
+            yield from self.raising(pieces, Level.typed_yes)
+            self.unsure -= 1
 
     def _push(self, arguments: list[Word], shown: str, where: str) -> Iterator[Piece]:
         """A push goes to the one remote of the settings, or nowhere."""
@@ -251,14 +266,14 @@ class _Judge:
             reason = f"which remote it would push to is not written; the settings name {self.git_remote}"
             yield Piece(shown, where, Level.ask, "git/no-remote", reason)
 
-    def _places(self, program: Program, main: str, arguments: list[Word], shown: str, where: str) -> Iterator[Piece]:
+    def _places(self, program: Program, name: str, arguments: list[Word], shown: str, where: str) -> Iterator[Piece]:
         """Secrets that would be shown, whatever the program."""
         if not program.allow or not program.shows:
             return
         for word in arguments:
             path = word if not word.text.startswith("-") else Word(word.text.partition("=")[2])
             if path.text and self.rules.places.secret(path):
-                yield Piece(shown, where, Level.ask, f"{main}/secret", f"{safe_line(path.shown(), 80)} holds secrets, which would be shown")
+                yield Piece(shown, where, Level.ask, f"{name}/secret", f"{safe_line(path.shown(), 80)} holds secrets, which would be shown")
                 return
 
     def _code(self, name: str, arguments: list[Word], simple: Simple, shown: str, where: str, depth: int) -> Iterator[Piece]:

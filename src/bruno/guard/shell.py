@@ -63,6 +63,10 @@ class Script:
 _GROUPS = frozenset(
     "program list compound_statement subshell do_group else_clause elif_clause negated_command if_statement while_statement".split()
 )
+_JOINTS = frozenset("; & && || | |& ( ) { } (( )) ! if then fi else elif while until do done in \n".split(" "))
+_NO_COMMAND = frozenset({"test_command", "compound_statement"})
+_CUT_REDIRECT = re.compile(r"[<>][|&]?[ \t]*(?:\n|$)")
+_LONE_ESCAPE = re.compile(r"(?:^|[\s;&|(){}<>])\\[ \t\n]")
 _ARITHMETIC = frozenset(
     "binary_expression unary_expression postfix_expression ternary_expression parenthesized_expression number variable_name "
     "word simple_expansion expansion string string_content raw_string concatenation test_operator regex extglob_pattern "
@@ -71,7 +75,6 @@ _ARITHMETIC = frozenset(
 # HOME and PWD stand for themselves: they begin with a slash, so they are no flags.
 _PLACES = {"HOME": "~", "PWD": ".", "OLDPWD": ".", "#": "0", "?": "0", "$": "1", "!": "1", "UID": "0", "EUID": "0", "RANDOM": "1"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_CODE_IN_QUOTES = re.compile(r"\$\(|`|\[")
 
 
 @lru_cache(maxsize=1)
@@ -96,10 +99,16 @@ def read_script(text: str) -> Script:
         doubts.append("it contains control characters")
     if "\\\n" in text:
         doubts.append("it continues a line with a backslash")
+    if _CUT_REDIRECT.search(text):
+        doubts.append("a redirection is cut off by the end of a line")
+    if _LONE_ESCAPE.search(text):
+        doubts.append("it escapes a blank between words")
     root = _parser().parse(source).root_node
     if root.has_error:
         doubts.append("it is not complete shell syntax")
     _Reader(source, script).walk(root, 0)
+    if not script.commands and not all(child.type in _NO_COMMAND and child.named_children for child in root.named_children if child.type != "comment"):
+        doubts.append("no command can be found in it")
     return script
 
 
@@ -129,11 +138,16 @@ class _Reader:
         if kind == "command":
             self.command(node, depth)
         elif kind in _GROUPS:
+            if kind == "compound_statement" and not node.named_children:
+                self.doubt("it runs a command that is named {}")
             # Whether the later parts of a list or branch run is not known, so nothing set there is a constant.
             branches = kind not in ("program", "compound_statement")
             self.branching += branches
-            for child in node.named_children:
-                self.walk(child, depth + 1)
+            for child in node.children:
+                if child.is_named:
+                    self.walk(child, depth + 1)
+                elif child.type not in _JOINTS:
+                    self.doubt(f"it contains {child.type!r} where bruno does not expect it")
             self.branching -= branches
         elif kind == "pipeline":
             self.pipeline(node, depth)
@@ -182,6 +196,8 @@ class _Reader:
             end = child.end_byte
             inner = child.named_children[0] if kind == "command_name" and child.named_children else child
             simple.words.extend(self.words(inner, depth))
+        if simple.words and simple.words[0].text in _RESERVED and node.children[0].type.endswith("redirect"):
+            self.doubt("a word of the shell's own stands after a redirection")
         if simple.words and simple.words[0].text in _EVALUATING and any("$(" in w.text or "`" in w.text for w in simple.words[1:]):
             self.doubt("a builtin may evaluate code in its arguments")
         self.script.commands.append(simple)
@@ -207,6 +223,8 @@ class _Reader:
 
     def redirected(self, node: Node, depth: int) -> None:
         body = node.child_by_field_name("body")
+        if body is None and not re.match(r"\s*(?:\d+|\{\w+\})?&?[<>]", self.text(node)):
+            self.doubt("it holds a redirection without a command")
         start = len(self.script.commands)
         if body is not None:
             self.walk(body, depth + 1)
@@ -217,22 +235,27 @@ class _Reader:
         for child in node.named_children:
             if child.type.endswith("redirect"):
                 for simple in made:
+                    before = len(simple.words)
                     self.redirect(child, simple, depth)
+                    if len(simple.words) > before and len(made) > 1:
+                        self.doubt("words follow a redirection of several commands")
 
     def redirect(self, node: Node, simple: Simple, depth: int) -> None:
         kind = node.type
         if kind == "heredoc_redirect":
             self.heredoc(node, simple, depth)
-        elif kind == "herestring_redirect":
-            word = self.joined(node.named_children[-1], depth)
+            return
+        words = [child for child in node.named_children if child.type != "file_descriptor"]
+        if kind == "herestring_redirect":
+            word = self.joined(words[0], depth) if words else Word(UNKNOWN)
             simple.stdin, simple.piped = (word.text + "\n" if word.known else None), True
         else:
             op = next((child.type for child in node.children if not child.is_named), "?")
-            target = node.child_by_field_name("destination")
-            word = None if target is None else self.joined(target, depth)
-            simple.redirects.append(Redirect(op, word))
+            simple.redirects.append(Redirect(op, self.joined(words[0], depth) if words else None))
             if op == "<":
                 simple.piped = True
+        for extra in words[1:]:  # the grammar gives a redirection the arguments that follow it: `xargs < list rm`
+            simple.words.extend(self.words(extra, depth))
 
     def heredoc(self, node: Node, simple: Simple, depth: int) -> None:
         simple.piped = True
@@ -249,6 +272,9 @@ class _Reader:
                 continue
             if child.type.endswith("redirect"):
                 self.redirect(child, simple, depth)
+                continue
+            if child.type in _WORDS:
+                simple.words.extend(self.words(child, depth))
                 continue
             before = len(self.script.commands)
             self.walk(child, depth + 1)
@@ -312,6 +338,8 @@ class _Reader:
     def operands(self, node: Node, depth: int) -> None:
         """Find the commands inside tests, arithmetic and here-documents."""
         for child in node.named_children:
+            if child.type in ("raw_string", "string", "ansi_c_string"):
+                self.note_code(child)
             if child.type in ("command_substitution", "process_substitution"):
                 self.substitution(child, depth)
             elif depth < MAX_DEPTH:
@@ -320,6 +348,15 @@ class _Reader:
                     self.expansion(child, depth)
             else:
                 self.doubt("it is nested too deeply or too long")
+
+    def note_code(self, node: Node) -> None:
+        """Remember quoted text that bash would run if it came to be evaluated as arithmetic (`a[$(command)]`)."""
+        text = self.text(node)
+        if node.type == "ansi_c_string":
+            text = decoded_ansi(text[2:-1])
+        elif node.type == "string":
+            text = " ".join(re.findall(r"\\[$`]\(?", text)).replace("\\", "")
+        self.code_in_quotes = self.code_in_quotes or "$(" in text or "`" in text or "${" in text
 
     # -- words ------------------------------------------------------------------------------------------------------
 
@@ -343,9 +380,10 @@ class _Reader:
             text, glob = unescaped(raw)
             return Word(text, glob=glob, quoted="\\" in raw)
         if kind == "raw_string":
-            self.code_in_quotes = self.code_in_quotes or bool(_CODE_IN_QUOTES.search(raw))
+            self.note_code(node)
             return Word(raw[1:-1], quoted=True)
         if kind == "ansi_c_string":
+            self.note_code(node)
             return Word(decoded_ansi(raw[2:-1]), quoted=True)
         if depth > MAX_DEPTH:
             self.doubt("it is nested too deeply or too long")
@@ -377,6 +415,7 @@ class _Reader:
 
     def string(self, node: Node, depth: int) -> Word:
         """Double quotes: literal pieces by their bytes, so that nothing between two children is lost."""
+        self.note_code(node)
         pieces, end = [], node.start_byte + (2 if self.text(node).startswith('$"') else 1)
         if node.type == "translated_string":
             return self.string(node.named_children[0], depth) if node.named_children else Word("", quoted=True)
@@ -461,6 +500,8 @@ class _Reader:
 
 # Builtins that evaluate `a[$(command)]` in a variable's name or in arithmetic.
 _EVALUATING = frozenset("test [ let read unset printf mapfile readarray getopts wait declare typeset export local readonly eval".split())
+_WORDS = frozenset("word string raw_string ansi_c_string concatenation simple_expansion expansion number command_substitution".split())
+_RESERVED = frozenset("time coproc select then do done fi else elif esac in if for while until case function { } ! [[ ]]".split())
 _SAYING = frozenset({"command", "pipeline", "redirected_statement"})
 _STATEMENTS = frozenset(
     "command pipeline list redirected_statement subshell if_statement while_statement for_statement case_statement negated_command "

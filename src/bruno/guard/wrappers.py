@@ -300,7 +300,10 @@ def _maybe(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]
     del wrapper, program, simple
     texts = [word for word in words if not word.text.startswith("-")]
     inners = [Inner(words=texts, sure=False)] if texts else []
-    inners += [Inner(script=word.text.split("=", 1)[-1], sure=False) for word in texts if " " in word.text or "=" in word.text]
+    for word in texts:
+        whole, _, value = word.text.partition("=")
+        scripts = {word.text, value} if value else {whole}
+        inners += [Inner(script=script, sure=False) for script in sorted(scripts) if " " in script or value]
     return Unwrapped(inners, own="floor") if inners else None
 
 
