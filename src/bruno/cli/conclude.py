@@ -49,7 +49,7 @@ class Conclusion:
             case "talk":
                 return self._talk(reply.model, reply.beside)
             case "watch":
-                return self.watch(reply.run_id)
+                return self.watch(reply.run_id, retry=reply.retry)
             case _:
                 return 0
 
@@ -60,13 +60,13 @@ class Conclusion:
         permit = confirm_by_plan_id(card, plan_id) if card.decision.verdict is Verdict.CONFIRM else None
         return self._act(card, permit)
 
-    def watch(self, run_id: str) -> int:
+    def watch(self, run_id: str, *, retry: bool = False) -> int:
         """Take up a run where its records leave it, and follow it."""
         if self._readonly:
             self._output.run(self._operator.run(run_id))
             return 0
         return follow(
-            lambda on_event, cancel: self._operator.carry_on(run_id, on_event=on_event, cancel=cancel),
+            lambda on_event, cancel: self._operator.carry_on(run_id, on_event=on_event, cancel=cancel, retry=retry),
             operator=self._operator,
             run_id=run_id,
             output=self._output,

@@ -98,16 +98,16 @@ def _none_found(operator: Operator, target: str | None, instances: tuple[Instanc
 
 def _progress(operator: Operator, intent: ShowProgress, *_: Any) -> Reply:
     if intent.target:
-        return Progress(runs=(operator.run(intent.target),))
+        return Progress(runs=(operator.looked_at(operator.run(intent.target)),))
     runs = operator.runs()
-    live = tuple(run for run in runs if run.state.live)
+    live = tuple(operator.looked_at(run) for run in runs if run.state.live)
     if not runs:
         return Answer(text="there are no runs yet", suggestions=("start demo on an H200",))
     return Progress(runs=live or runs[:1])
 
 
 def _watch(operator: Operator, intent: WatchRun | ResumeRun, *_: Any) -> Reply:
-    return Watch(run_id=operator.latest_run(intent.target).run_id)
+    return Watch(run_id=operator.latest_run(intent.target).run_id, retry=intent.kind == "resume_run")
 
 
 def _instances(operator: Operator, *_: Any) -> Reply:

@@ -124,4 +124,6 @@ def _wrapped(line: str, width: int) -> list[str]:
     named = depth == 0 and len(words) <= 7 and line[7:8] == " " and line != text
     hang = 8 if named or (depth == 8) else depth + (3 if text[:1].isdigit() else 2)
     first = f"{words:<7} {text[len(words) :].strip()}" if named else " " * depth + text
-    return textwrap.wrap(first, max(width, 30), subsequent_indent=" " * hang, break_on_hyphens=False, drop_whitespace=True)
+    return textwrap.wrap(
+        first, max(width, 30), subsequent_indent=" " * hang, break_on_hyphens=False, drop_whitespace=True
+    )

@@ -268,9 +268,12 @@ class Operator:
     # --- views ---
 
     def unfinished(self) -> tuple[RunView, ...]:
-        """Runs that records leave in the middle: taken up again when a console starts."""
+        """Runs that records leave in the middle: taken up again when a console starts. Open acts are settled first."""
         if not self._api_key or not self.paths.database.exists():
             return ()
+        from bruno.runs.acting import settle_all
+
+        settle_all(self.world)
         return tuple(view for view in self.runs() if view.state.live)
 
     def runs(self) -> tuple[RunView, ...]:
@@ -290,6 +293,19 @@ class Operator:
         if len(exact) > 1:
             raise InputError(f"{name!r} may mean {', '.join(run.run_id for run in exact)}", fix="Say the whole name")
         return run_view(exact[0] if exact else self.world.records.run(name), self.world)
+
+    def looked_at(self, run: RunView) -> RunView:
+        """The run with its log asked for now, when nobody follows it. A silent machine leaves the last reading, and says so."""
+        from bruno.runs.runner import Runner
+
+        stale = timedelta(seconds=3 * self.settings.fleet.poll_seconds)
+        if not run.state.live or (run.read_at and self._clock() - run.read_at < stale):
+            return run
+        try:
+            Runner(self.world).refresh(run.run_id)
+        except BrunoError as error:
+            return run.model_copy(update={"problem": f"the log could not be read just now: {problem_line(error)}"})
+        return self.run(run.run_id)
 
     def latest_run(self, name: str | None = None) -> RunView:
         """The run that was named, else the one that is under way, else the newest. InputError when there is none."""

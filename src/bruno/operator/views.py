@@ -194,6 +194,8 @@ class Watch(_View):
 
     kind: Literal["watch"] = "watch"
     run_id: str
+    retry: bool = False
+    """Launch the engine again although it failed or died (its search goes on from its own study)."""
 
 
 Reply = Annotated[Answer | Ask | Card | Progress | Instances | Offers | Talk | Watch, Field(discriminator="kind")]

@@ -36,6 +36,7 @@ class Replies(App[Leave]):
         super().__init__()
         self.happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
+        self._followed: dict[str, str] = {}  # plan id -> the run that carrying it out follows
         self._one_question = asyncio.Lock()
 
     async def operator_when_open(self) -> Operator:
@@ -118,7 +119,7 @@ class Replies(App[Leave]):
             case "talk":
                 self.leave(talk_to=(reply.model, reply.beside))
             case "watch":
-                self._watch(reply.run_id)
+                self._watch(reply.run_id, retry=reply.retry)
 
     def action_refresh_now(self) -> None:
         """Read everything again now."""
@@ -171,9 +172,11 @@ class Replies(App[Leave]):
             permit = await self._confirm(card)
             if permit is None:
                 return
+        # Keyed by the plan: stopping the instance of a run that is being followed is no second following of it.
         self._follow(
-            card.plan.run_id or card.plan.plan_id,
+            card.plan.plan_id,
             lambda operator, cancel: operator.act(card, permit, on_event=self.happenings.put, cancel=cancel),
+            run_id=card.plan.run_id if _follows_a_run(card) else None,
         )
 
     async def _confirm(self, card: Card) -> Permit | None:
@@ -187,19 +190,26 @@ class Replies(App[Leave]):
         self.main.talk.said("confirmed", "good")
         return answer
 
-    def _watch(self, run_id: str) -> None:
+    def _watch(self, run_id: str, *, retry: bool) -> None:
         self.main.run_pane.choose(run_id)
         self.main.show_pane("run", focus=False)
         self._follow(
-            run_id, lambda operator, cancel: operator.carry_on(run_id, on_event=self.happenings.put, cancel=cancel)
+            run_id,
+            lambda operator, cancel: operator.carry_on(
+                run_id, on_event=self.happenings.put, cancel=cancel, retry=retry
+            ),
         )
 
-    def _follow(self, key: str, act: Callable[[Operator, threading.Event], Answer]) -> None:
-        """Carry something out; the same run is never followed twice from here."""
-        if key in self._cancels:
+    def _follow(
+        self, key: str, act: Callable[[Operator, threading.Event], Answer], *, run_id: str | None = None
+    ) -> None:
+        """Carry something out (`key`: its plan, or its run); the same run is never followed twice from here."""
+        if key in self._cancels or key in self._followed.values():
             self.main.talk.said("this is being followed already")
             return
         cancel = self._cancels[key] = threading.Event()
+        if run_id is not None:
+            self._followed[key] = run_id
 
         async def work() -> None:
             try:
@@ -207,5 +217,10 @@ class Replies(App[Leave]):
                 self._answer(await in_thread(lambda: act(operator, cancel), name=f"bruno-act-{key[:12]}"))
             finally:
                 del self._cancels[key]
+                self._followed.pop(key, None)
 
         self._start(work, f"act-{key}")
+
+
+def _follows_a_run(card: Card) -> bool:
+    return any(step.action.kind == "run_playbook" for step in card.plan.steps)
