@@ -150,6 +150,7 @@ def stop_card() -> Card:
     target = Target(instance_id=101, label="bruno-demo-1", ssh_port=40022)
     plan = Plan(
         title="Stop instance 101",
+        run_id="demo-1",
         steps=(Step(action=StopInstance(target=target, kills="the engine at trial 5 of 20; no model saved")),),
         created_at=NOW,
         expires_at=NOW + timedelta(minutes=10),

@@ -12,8 +12,8 @@ from bruno.intents import DestroyInstance, ShowOffers, ShowProgress, StopInstanc
 from bruno.operator.views import Answer, Ask, InstancesView, Talk, Watch
 from bruno.tui.clarify import ClarifyScreen
 from bruno.tui.help import HelpScreen
-from tests.tui.driving import opened, say, talk, until
-from tests.tui.scripted import NOW, ScriptedOperator, instance_view, run_view, two_meanings
+from tests.tui.driving import confirmation, opened, say, talk, until
+from tests.tui.scripted import NOW, ScriptedOperator, instance_view, run_view, stop_card, two_meanings
 
 
 async def test_a_sentence_is_asked_and_answered(make_app, operator) -> None:
@@ -258,6 +258,22 @@ async def test_the_same_run_is_not_followed_twice(make_app, operator) -> None:
         await until(pilot, lambda: "followed already" in talk(app), "it is said")
         assert operator.carried == ["demo-1"]
         operator.hold.set()
+
+
+async def test_a_followed_run_can_be_stopped(make_app, operator) -> None:
+    operator.run_views = operator.unfinished_views = (run_view(),)
+    operator.replies["stop it"] = stop_card()
+    operator.hold.clear()
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await until(pilot, lambda: operator.carried, "it is carried on")
+        await say(pilot, "stop it")
+        await confirmation(pilot)
+        await say(pilot, "yes")
+        await until(pilot, lambda: operator.acted, "the stop is carried out")
+        assert operator.acted[0][0].plan.run_id == "demo-1"
+        operator.hold.set()
+        await until(pilot, lambda: not app.busy, "both end")
 
 
 async def test_talking_to_a_model_leaves_for_it(make_app, operator) -> None:
