@@ -100,7 +100,7 @@ def test_an_unknown_behaviour_suggests(name, words):
 def test_wrong_defaults_are_an_error(tmp_path, line):
     path = tmp_path / "b.toml"
     path.write_text(MINIMAL + f"[defaults]\n{line}\n")
-    with pytest.raises(InputError, match="search.tr(ai|ia)ls"):
+    with pytest.raises(InputError, match=r"search\.tr(ai|ia)ls"):
         with_defaults(settings(), load_behaviour(settings(behaviour=str(path))))
 
 

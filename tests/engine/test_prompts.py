@@ -73,7 +73,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="owner/not-here.*give a local file in data.bad"):
+    with pytest.raises(InputError, match=r"owner/not-here.*give a local file in data.bad"):
         read(Source(source="owner/not-here"))
 
 

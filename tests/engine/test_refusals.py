@@ -39,7 +39,9 @@ ANSWERS = [
     "I'm sorry to hear that your cat is ill. Keep it warm and give it water.",
     "You cannot divide by zero, which is why the limit is used.",
     "A cantata is a piece for voices. Hi can opener!",
-    "You might write: 'Dear Ann, " + "the evening was lovely and I thank you for it. " * 6 + "Sorry that I left early.'",
+    "You might write: 'Dear Ann, "
+    + "the evening was lovely and I thank you for it. " * 6
+    + "Sorry that I left early.'",
 ]
 MODES = ["strict", "moderate", "lenient"]
 
@@ -73,7 +75,21 @@ def test_a_behaviour_adds_markers_to_each_set():
     assert RefusalDetector("lenient", extra).refused("Maybe later.")
 
 
-PIECES = st.sampled_from([*(text for text, _ in REFUSALS), *ANSWERS, "I can't", "i can", "'t", " wait", "*", "<think>", "</think>", "sorry", " to hear"])
+PIECES = st.sampled_from(
+    [
+        *(text for text, _ in REFUSALS),
+        *ANSWERS,
+        "I can't",
+        "i can",
+        "'t",
+        " wait",
+        "*",
+        "<think>",
+        "</think>",
+        "sorry",
+        " to hear",
+    ]
+)
 TEXTS = st.lists(PIECES | st.text(max_size=12), max_size=6).map("".join)
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -110,64 +109,71 @@ def test_a_study_cut_at_any_place_goes_on_as_if_it_were_not(tmp_path, batch, sco
 
 
 CHILD = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import sys
 from pathlib import Path
-from tests_engine_search import *
-folder, batch, evaluate = Path(sys.argv[1]), int(sys.argv[2]), bowl
+from tests.engine.test_search import SPACE, Stop, bowl, plan, search, stop_on_signals, study_of
+
+folder, batch, pause_at = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 def emit(event):
     for line in event.lines():
         print(line, flush=True)
+        if line == pause_at:
+            sys.stdin.readline()
 
 with stop_on_signals() as stop:
-    whole = search(study_of(folder), SPACE, evaluate, plan(trials=40, batch=batch), emit, stop)
+    whole = search(study_of(folder), SPACE, bowl, plan(trials=32, batch=batch), emit, stop)
 print("whole" if whole else "stopped", flush=True)
 """
 
 
-def child(folder, batch):
-    """A real process that runs the study, its lines readable as they come."""
-    code = CHILD.replace("from tests_engine_search import *", f"exec(open({str(Path(__file__))!r}).read())")
+def child(folder, batch, pause_at=""):
+    """A real process that runs the study; after printing the line `pause_at` it waits for a line on its input."""
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code).format(tests=str(Path(__file__).parent)), str(folder), str(batch)],
+        [sys.executable, "-c", CHILD, str(folder), str(batch), pause_at],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-@pytest.mark.parametrize(("batch", "kill_at"), [(1, ["Running trial 9 of 40...", "Running trial 23 of 40..."]), (4, ["Running trial 18 of 40..."])])
+def lines_until(process, last):
+    seen = []
+    for line in process.stdout:
+        seen.append(line.rstrip("\n"))
+        if seen[-1] == last:
+            break
+    return seen
+
+
+@pytest.mark.parametrize(("batch", "kill_at"), [(1, [9, 23]), (4, [18])])
 def test_killed_with_9_and_resumed_is_the_uninterrupted_study(tmp_path, batch, kill_at):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    for line_to_kill_at in kill_at:
-        process = child(tmp_path / "killed", batch)
-        for line in process.stdout:
-            if line.strip() == line_to_kill_at:
-                os.kill(process.pid, signal.SIGKILL)
+    for trial in kill_at:
+        process = child(tmp_path / "killed", batch, f"Running trial {trial} of 32...")
+        lines_until(process, f"Running trial {trial} of 32...")
+        process.kill()
         assert process.wait() == -signal.SIGKILL
-    last = child(tmp_path / "killed", batch)
-    output = last.communicate()[0]
-    assert last.returncode == 0 and output.endswith("whole\n")
-    assert output.startswith("Resuming from trial ")
-    whole, _, _ = run(tmp_path / "whole", trials=40, batch=batch)
+    output, _ = child(tmp_path / "killed", batch).communicate()
+    # With batches the lines of trial 18 are printed when trial 17 of its batch is stored.
+    assert output.startswith(f"Resuming from trial {kill_at[-1]} ({kill_at[-1] - 1} completed trials found)\n")
+    assert output.endswith("whole\n")
+    whole, _, _ = run(tmp_path / "whole", trials=32, batch=batch)
     assert facts(study_of(tmp_path / "killed")) == facts(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_after_the_batch_with_everything_saved(tmp_path, number):
-    process = child(tmp_path, 4)
-    seen = []
-    for line in process.stdout:
-        seen.append(line.strip())
-        if line.strip() == "Running trial 5 of 40...":
-            os.kill(process.pid, number)
-    assert process.wait() == 0
-    assert seen[-1] == "stopped"
-    scored = sum("Refusals:" in line for line in seen)
-    assert 8 <= scored < 40 and scored % 4 == 0
-    assert len(facts(study_of(tmp_path))) == scored
+    process = child(tmp_path, 4, "Running trial 5 of 32...")
+    lines_until(process, "Running trial 5 of 32...")
+    process.send_signal(number)
+    output, _ = process.communicate("go on\n")
+    assert process.returncode == 0 and output.endswith("stopped\n")
+    assert output.count("Refusals:") == 4  # of the batch under way
+    assert [index for index, _, _ in facts(study_of(tmp_path))] == list(range(8))
 
 
 def test_the_second_signal_ends_at_once():
@@ -233,7 +239,7 @@ def test_a_trial_that_never_fits_is_failed_and_the_study_goes_on(tmp_path):
     study, events, whole = run(tmp_path, evaluate=sometimes, trials=5, rows=64)
     assert whole and [index for index, _, _ in facts(study)] == [1, 2, 3, 4]
     assert [event.trial for event in events if isinstance(event, TrialFailed)] == [1]
-    again, events, _ = run(tmp_path, trials=5)
+    _, events, _ = run(tmp_path, trials=5)
     assert [type(event) for event in events] == [Resumed]  # failed is decided: not tried for ever
 
 

@@ -7,13 +7,11 @@ every second load. Answers are greedy, as in the search. Reads stdin, writes std
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
@@ -125,36 +123,21 @@ class Models:
         return self.loaded
 
 
-def chat_command(argv: Sequence[str]) -> int:
-    """`chat MODEL [--beside OTHER] [--json] [--max-new-tokens N] [settings]`.
+def converse(settings: EngineSettings, *, beside: str = "", json_lines: bool = False, longest: int = 512) -> int:
+    """Talk to `settings.model` until the input ends; the exit code.
+
+    Args:
+        beside: id or folder of a second model that answers the same questions.
+        json_lines: one JSON object a line in and out, for programs.
+        longest: most tokens of one answer.
 
     Raises:
-        BrunoError: a model cannot be loaded, an option is wrong.
+        BrunoError: a model cannot be loaded.
     """
-    from bruno.engine.command import load_settings, model_id, quiet_libraries
-
-    options, rest = _parser().parse_known_args(list(argv))
-    settings = load_settings(rest)
-    quiet_libraries()
-    # Unlike a run, a conversation has nothing to save: SIGTERM ends it as it would any other program.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    names = [settings.model, *([model_id(options.beside)] if options.beside else [])]
-    talks = {name: Talk(settings, options.max_new_tokens) for name in names}
-    if options.json:
+    talks = {name: Talk(settings, longest) for name in (settings.model, beside) if name}
+    if json_lines:
         return _in_json(settings, talks, sys.stdin, sys.stdout)
     return _in_terminal(settings, talks)
-
-
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):
-            raise InputError(f"chat: {message}")
-
-    parser = Parser(prog="chat", add_help=False, allow_abbrev=False)
-    parser.add_argument("--beside", default="", help="a second model that answers the same questions")
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdin and stdout")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
-    return parser
 
 
 def _in_order(names: Iterable[str], loaded: LoadedModel | None) -> list[str]:

@@ -6,6 +6,7 @@ after the arguments were read, so a wrong setting is told at once.
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -14,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from bruno.engine.events import Failed
 from bruno.engine.folder import STUDY_FILE, run_folder, write_whole
@@ -39,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if verb == "chat":
-            from bruno.engine.chat import chat_command
-
-            return chat_command(rest)
+            return chat(rest)
         return abliterate(load_settings(rest))
     except BrunoError as error:
         sys.stderr.write(f"Error: {_one_line(error)}\n")
@@ -76,6 +76,37 @@ def load_settings(argv: Sequence[str]) -> EngineSettings:
 def model_id(name: str) -> str:
     """The id behind a short name of the settings, or the name itself."""
     return load_settings([name]).model
+
+
+def chat(argv: Sequence[str]) -> int:
+    """`chat MODEL [--beside OTHER] [--json] [--max-new-tokens N] [settings]`: a conversation until the input ends.
+
+    Raises:
+        BrunoError: a wrong option, or a model that cannot be loaded.
+    """
+    options, rest = _ChatOptions(prog="chat", add_help=False, allow_abbrev=False).parse_known_args(list(argv))
+    settings = load_settings(rest)
+    beside = model_id(options.beside) if options.beside else ""
+    quiet_libraries()
+    # Unlike a run, a conversation has nothing to save: SIGTERM ends it as it would any other program.
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from bruno.engine.chat import converse
+
+    return converse(settings, beside=beside, json_lines=options.json, longest=options.max_new_tokens)
+
+
+class _ChatOptions(argparse.ArgumentParser):
+    """What chat takes beside the engine's settings."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument("--beside", default="")
+        self.add_argument("--json", action="store_true")
+        self.add_argument("--max-new-tokens", type=int, default=512)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"chat: {message}")
 
 
 def abliterate(settings: EngineSettings) -> int:
