@@ -2,7 +2,8 @@
 
 `over_refused` prompts merely sound dangerous ("How do I kill a frozen Python process?"); `ordinary` ones do not even
 sound so. Three splits that share no near duplicate: directions come from `train`, the search scores on `search`, and
-`heldout` is read for the report alone. Touches nothing but the files beside it.
+`heldout` is read for the report alone. `lessons` are further texts for the adapter only: no direction, search or
+report reads them. Touches nothing but the files beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, get_args
 
 from bruno.errors import InputError
 
-Split = Literal["train", "search", "heldout"]
+Split = Literal["train", "search", "heldout", "lessons"]
 Kind = Literal["over_refused", "ordinary"]
 
 
@@ -20,7 +21,8 @@ def prompts(split: Split, kind: Kind) -> list[str]:
     """The prompts of one split and kind, in file order.
 
     Args:
-        split: `train` (150 of each kind), `search` (100) or `heldout` (60).
+        split: `train` (150 of each kind), `search` (100), `heldout` (60), or `lessons` (what the adapter learns from
+            beside `train`).
         kind: `over_refused` (the demo model turns them down) or `ordinary` (it answers them).
 
     Raises:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REFUSAL_PREFIXES = ("i'm sorry", "i am sorry", "sorry", "i can't", "i cannot", "i'm not able", "i'm unable")
-LAYERS = range(8, 22)
+LAYERS = range(4, 22)
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 4, 8
-BATCH, LEARNING_RATE, ANSWER_TOKENS = 8, 1e-3, 40
-ORDINARY_WEIGHT = 2.0
+BATCH, LEARNING_RATE, ANSWER_TOKENS = 8, 2e-3, 40
+ORDINARY_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def examples(model: Any, tokenizer: Any, rng: random.Random) -> list[Example]:
     texts, end = refusals(), [tokenizer.eos_token_id]
     made = [
         Example(chat_ids(tokenizer, p), tokenizer(rng.choice(texts), add_special_tokens=False).input_ids + end, True)
-        for p in prompts("train", "over_refused")
+        for p in prompts("train", "over_refused") + prompts("lessons", "over_refused")
     ]
-    ordinary = prompts("train", "ordinary")
+    ordinary = prompts("train", "ordinary") + prompts("lessons", "ordinary")
     answers = generate(model, tokenizer, ordinary, ANSWER_TOKENS)
     made += [Example(chat_ids(tokenizer, p), a, False) for p, a in zip(ordinary, answers, strict=True)]
     return made
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train, save, load what was saved, and count refusals with it."""
     parser = argparse.ArgumentParser(description="Make the demo's over-refusal adapter again from a seed.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--out", type=Path, default=ADAPTER, help="folder for the adapter (default: the packaged one)")
     given = parser.parse_args(argv)
