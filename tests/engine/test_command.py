@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from bruno.engine.command import main
+from bruno.engine.behaviours import load_behaviour, with_defaults
+from bruno.engine.command import load_settings, main
 from bruno.engine.events import parse_event
 from bruno.engine.folder import run_folder
 from bruno.engine.log import one_line
@@ -102,6 +103,23 @@ def test_bad_input_is_one_clear_line(here, capsys, arguments, code, words):
     out, err = capsys.readouterr()
     lines = [line for line in (out + err).splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1 and words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments", "trials", "tokens"),
+    [
+        ("", (), 40, 20),  # the behaviour's own
+        ("[search]\ntrials = 12\n", (), 12, 20),
+        ("", ("--trials", "200"), 200, 20),  # asked for, though it is the setting's default
+    ],
+)
+def test_a_config_file_of_defaults_does_not_silence_the_behaviours(here, said, arguments, trials, tokens):
+    from bruno.settings.render import document
+
+    (here / "config.toml").write_text(said or document())
+    settings = load_settings(["demo", *arguments])
+    settings, _ = with_defaults(settings, load_behaviour(settings))
+    assert (settings.search.trials, settings.scoring.max_new_tokens) == (trials, tokens)
 
 
 def test_a_folder_in_use_is_refused(material, here, capsys):  # noqa: F811

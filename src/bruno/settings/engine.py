@@ -81,7 +81,7 @@ class Search(Group):
     storage: str = ""
     """Optuna storage URL ("" = an SQLite file in the run's folder)."""
     study: str = ""
-    """Study name ("" = the model's name and the behaviour's). A study made from other prompts or settings is refused, not mixed."""
+    """Study name ("" = the model's name and the behaviour's). One made from other prompts or settings is refused."""
     auto_select: bool = True
     """After the search choose the trial with the fewest refusals whose KL is below `kl_ceiling`; off: show a menu when there is a terminal."""
     kl_ceiling: float = Field(default=0.2, gt=0)

@@ -83,7 +83,7 @@ def resolve(
     """As `load`, for values already given as a nested dict (they win over everything else)."""
     env = dict(os.environ if environ is None else environ)
     path = find_config(config, env, cwd)
-    file_values = _read_file(path) if path else {}
+    file_values = _unlike_default(_read_file(path), Settings().model_dump(mode="json")) if path else {}
     _check_environment(env)
 
     class Sources(_Sources):
@@ -216,6 +216,25 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
     _check_names(values, str(path))
     return values
+
+
+def _unlike_default(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A file's values without those that repeat a default.
+
+    The generated config.toml lists every default; a list of them is no wish of the person's, and must not silence the
+    defaults that a behaviour's own file brings.
+    """
+    said = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _unlike_default(value, default)  # noqa: PLW2901
+            if not value:
+                continue
+        elif value == default and type(value) is type(default):
+            continue
+        said[name] = value
+    return said
 
 
 def _check_names(values: dict[str, Any], where: str, prefix: str = "") -> None:
