@@ -19,7 +19,7 @@ import time
 import pexpect
 
 CONSOLE = [sys.executable, "-c", "import sys; from bruno.cli import main; sys.exit(main(sys.argv[1:]))"]
-DRAWN = "what do you want"
+DRAWN = "hat do you want"  # its first letter stands under the cursor, in a colour of its own
 HEAVY = ("textual", "torch", "sqlmodel", "vastai", "anthropic", "pydantic", "rich", "fabric")
 
 

@@ -69,7 +69,7 @@ class ScriptedOperator:
         self.acted.append((card, permit))
         return self._go(on_event, cancel, "acted")
 
-    def carry_on(self, run_id: str, *, on_event: Callable, cancel: threading.Event) -> Answer:
+    def carry_on(self, run_id: str, *, on_event: Callable, cancel: threading.Event, retry: bool = False) -> Answer:
         self.carried.append(run_id)
         return self._go(on_event, cancel, f"carried on {run_id}")
 
