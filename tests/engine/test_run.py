@@ -169,6 +169,18 @@ def test_a_full_disk_keeps_the_study_and_the_next_start_only_saves(material, tmp
     assert (tmp_path / "tiny-bruno" / "model.safetensors").exists()
 
 
+def test_a_small_disk_is_told_at_the_start(material, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    events = []
+    with pytest.raises(ExportFailed, match="are free"):
+        run(settings(material, search={"trials": 1}), tmp_path, events.append)
+    warning = next(
+        n for n, event in enumerate(events) if isinstance(event, ev.Notice) and "Saving will need" in event.text
+    )
+    assert warning < next(n for n, event in enumerate(events) if isinstance(event, ev.InitialScores))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

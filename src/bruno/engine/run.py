@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
     with timed(seconds, "load"):
         loaded = load(settings, emit)
     the_run = Run(settings, behaviour, folder, emit, prompts, loaded, seconds)
+    the_run.warn_of_little_room()
     if not the_run.search():
         return False
     chosen, rule = the_run.choose()
@@ -141,6 +143,16 @@ class Run:
             )
         )
         return directions
+
+    def warn_of_little_room(self) -> None:
+        """Say now that the disk will not hold the saved model, hours before it would be found out."""
+        if not (self.settings.export.save and self.settings.export.max_free_check):
+            return
+        needed = sum(path.stat().st_size for path in self.loaded.source.glob("*.safetensors"))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            text = f"Saving will need {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free"
+            self.emit(Notice(text=text, level="warning"))
 
     def search(self) -> bool:
         """Base scores and trials, as far as they are missing. False when it was asked to stop first."""
