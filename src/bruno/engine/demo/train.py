@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bruno.engine.demo.model import ADAPTER, load_base, merge_adapter
+from bruno.engine.demo.model import ADAPTER, HUB_ID, load_base, merge_adapter
 from bruno.engine.demo.texts import prompts, refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 REFUSAL_PREFIXES = ("i'm sorry", "i am sorry", "sorry", "i can't", "i cannot", "i'm not able", "i'm unable")
-LAYERS = range(4, 22)
+LAYERS = range(8, 20)
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 4, 8
-BATCH, LEARNING_RATE, ANSWER_TOKENS = 8, 2e-3, 40
-ORDINARY_WEIGHT = 3.0
+BATCH, LEARNING_RATE, ANSWER_TOKENS = 8, 3e-3, 40
+ORDINARY_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ def save(model: Any, out: Path) -> None:
     model.half().save_pretrained(out, save_embedding_layers=False)
     config = out / "adapter_config.json"
     kept = json.loads(config.read_text(encoding="utf-8"))
-    kept["base_model_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    kept["base_model_name_or_path"] = HUB_ID
+    kept["target_modules"] = sorted(kept["target_modules"])  # a set there: its order would change at every run
     config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (out / "README.md").unlink(missing_ok=True)
 
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train, save, load what was saved, and count refusals with it."""
     parser = argparse.ArgumentParser(description="Make the demo's over-refusal adapter again from a seed.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--out", type=Path, default=ADAPTER, help="folder for the adapter (default: the packaged one)")
     given = parser.parse_args(argv)
