@@ -155,8 +155,7 @@ def _intent(kind: str, slots: dict[str, Any], sentence: _Sentence, words: str) -
         else:
             values[name] = sentence.figures[value] if value >= 0 else sentence.names[-1 - value]
     if kind in _RULES:
-        limit = values.get("gpu") or values.get("max_dph")
-        amount = float(limit) if kind in ("max_dph", "max_total") else limit
+        amount = float(values["max_dph"]) if "max_dph" in values else values.get("gpu")
         return SetConstraint(rule=kind, value=amount, words=words)  # type: ignore[arg-type]
     if kind == "report_trouble":
         values["words"] = words

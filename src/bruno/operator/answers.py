@@ -62,7 +62,7 @@ def _stop(operator: Operator, intent: StopInstance | DestroyInstance, origin: Or
     if len(found) > 1:
         return Ask(clarification=_which(found, destroy=destroy))
     if not found:
-        raise InputError(_none_found(operator, intent.target, listing.instances), fix="See: bruno instances")
+        raise InputError(_none_found(intent.target, listing.instances), fix="See: bruno instances")
     if found[0].stopped and not destroy:
         per_day = found[0].stopped_per_day
         cost = f"${per_day:.2f} per day" if per_day is not None else "an unknown amount per day"
@@ -80,7 +80,7 @@ def _which(found: list[Instance], *, destroy: bool) -> Clarification:
     options = tuple(
         Option(
             letter=letter,  # type: ignore[arg-type]
-            text=f"{verb} {each.id}, label {safe_line(each.label or 'none')}, {safe_line(each.gpu or 'GPU unknown')}, {each.state.value}",
+            text=f"{verb} {each.id}, {_named(each)}, {safe_line(each.gpu or 'GPU unknown')}, {each.state.value}",
             consequence=ends,
             intent=make(target=str(each.id)),
         )
@@ -89,8 +89,12 @@ def _which(found: list[Instance], *, destroy: bool) -> Clarification:
     return Clarification(question=f"Which instance? ({len(found)} could be meant)", options=options)
 
 
-def _none_found(operator: Operator, target: str | None, instances: tuple[Instance, ...]) -> str:
-    listed = ", ".join(f"{each.id} ({safe_line(each.label or 'no label')})" for each in instances) or "none"
+def _named(instance: Instance) -> str:
+    return f"label {safe_line(instance.label)}" if instance.label else "no label"
+
+
+def _none_found(target: str | None, instances: tuple[Instance, ...]) -> str:
+    listed = ", ".join(f"{each.id} ({_named(each)})" for each in instances) or "none"
     if target is None:
         return f'no instance of bruno\'s own is there for "it"; the account has: {listed}'
     return f"no instance {safe_line(target)}; the account has: {listed}"
@@ -130,19 +134,18 @@ def _offers(operator: Operator, intent: ShowOffers, *_: Any) -> Reply:
 def _costs(operator: Operator, *_: Any) -> Reply:
     view = operator.instances(fresh=True)
     rows: list[tuple[str, ...]] = [("run or instance", "state", "$/h now", "$ so far", "$ per day when stopped")]
-    for run in operator.runs():
-        rows.append((run.run_id, run.state.value, _dollars(run.per_hour), _dollars(run.spent), ""))
-    for each in view.rows:
-        if each.run_id is None:
-            rows.append(
-                (
-                    f"{each.instance_id} {each.label}",
-                    each.status,
-                    _dollars(each.per_hour),
-                    "unknown",
-                    _dollars(each.stopped_per_day),
-                )
-            )
+    rows += [(run.run_id, run.state.value, _dollars(run.per_hour), _dollars(run.spent), "") for run in operator.runs()]
+    rows += [
+        (
+            f"{each.instance_id} {each.label}",
+            each.status,
+            _dollars(each.per_hour),
+            "unknown",
+            _dollars(each.stopped_per_day),
+        )
+        for each in view.rows
+        if each.run_id is None
+    ]
     credit = f"${view.credit:.2f}" if view.credit is not None else "unknown"
     known = (
         ""

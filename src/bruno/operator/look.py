@@ -14,13 +14,14 @@ from bruno.operator.views import (
     RunView,
     TrialView,
 )
-from bruno.records import InstanceRecord, Run, RunStep
+from bruno.records import InstanceRecord, Records, Run, RunStep
 from bruno.records.tables import RunState as Recorded
 from bruno.records.tables import StepState
+from bruno.runs.home import read_home
 from bruno.runs.money import money
 from bruno.runs.progress import Progress, TrialResult
-from bruno.runs.home import read_home
 from bruno.runs.world import World
+from bruno.settings.paths import Paths
 
 _STATE_OF_STEP = {
     "rent": RunState.RENTING,
@@ -38,13 +39,13 @@ _STATE_OF_STEP = {
 LOG_LINES = 200
 
 
-def run_view(run: Run, world: World) -> RunView:
-    """The run as its records and its log at home tell it now."""
-    reading = read_home(world.paths.runs / run.run_id)
+def run_view(run: Run, records: Records, paths: Paths, now: datetime) -> RunView:
+    """The run as its records and its log at home tell it now. Needs no provider, and so no key."""
+    reading = read_home(paths.runs / run.run_id)
     progress = reading.progress
-    record = world.records.instance(run.instance_id) if run.instance_id else None
-    costs = money(record, world.clock())
-    steps = world.records.steps(run.run_id)
+    record = records.instance(run.instance_id) if run.instance_id else None
+    costs = money(record, now)
+    steps = records.steps(run.run_id)
     return RunView(
         run_id=run.run_id,
         name=run.run_id,
@@ -62,7 +63,7 @@ def run_view(run: Run, world: World) -> RunView:
         last=_trial(progress.history[-1]) if progress.history else None,
         best=_trial(progress.best),
         history=tuple(view for trial in progress.history if (view := _trial(trial))),
-        elapsed_seconds=_elapsed(run, world.clock()),
+        elapsed_seconds=_elapsed(run, now),
         remaining_seconds=progress.remaining_seconds,
         spent=costs.spent,
         per_hour=costs.per_hour,
@@ -75,7 +76,7 @@ def run_view(run: Run, world: World) -> RunView:
                     f"{row.subject}: the {row.source} says {row.said}, the {row.other_source} says {row.against}", 400
                 )
             )
-            for row in world.records.discrepancies(run.run_id)
+            for row in records.discrepancies(run.run_id)
         ),
         read_at=reading.read_at,
         log_tail=tuple(str(safe_line(line, 400)) for line in reading.tail[-LOG_LINES:]),

@@ -32,6 +32,7 @@ from bruno.settings.secrets import hide, secret
 
 if TYPE_CHECKING:
     from bruno.fleet.models import Account, Listing
+    from bruno.records import Records, Run
 
 OnHappening = Callable[[Happening], None]
 
@@ -84,19 +85,24 @@ class Operator:
         return load_rules([own])
 
     @cached_property
+    def records(self) -> Records:
+        from bruno.records import Records
+
+        self.paths.ensure()
+        return Records(self.paths.database, self._clock)
+
+    @cached_property
     def world(self) -> World:
         from bruno.fleet.vast import Vast
-        from bruno.records import Records
 
         if not self._api_key:
             raise InputError(
                 "no Vast.ai API key is set",
                 fix="Set VAST_API_KEY, or try everything without an account: bruno --sandbox",
             )
-        self.paths.ensure()
         token = secret("hf_token", where=self.paths)
         return World(
-            records=Records(self.paths.database, self._clock),
+            records=self.records,
             vast=Vast(
                 self._api_key, self._url, timeout=self.settings.fleet.timeout, clock=self._clock, sleep=self._sleep
             ),
@@ -119,8 +125,8 @@ class Operator:
         with self._lock:
             for cancel in self._cancels:
                 cancel.set()
-        if "world" in self.__dict__:
-            self.world.records.close()
+        if "records" in self.__dict__:
+            self.records.close()
 
     # --- words and intents ---
 
@@ -155,11 +161,8 @@ class Operator:
         from bruno.assistant.claude import understand
 
         key = secret("anthropic_api_key", where=self.paths) if self.settings.assistant.enabled else None
-        found: Intent | Clarification | NotUnderstood
-        if key:
-            found = understand(words, self.settings.assistant, key, names=self._names())
-        else:
-            found = NotUnderstood(words=words)
+        asked = understand(words, self.settings.assistant, key, names=self._names()) if key else None
+        found = asked or NotUnderstood(words=words)
         if isinstance(found, Clarification):
             return Ask(clarification=found)
         if isinstance(found, NotUnderstood):
@@ -278,21 +281,22 @@ class Operator:
 
     def runs(self) -> tuple[RunView, ...]:
         """All runs, newest first."""
-        from bruno.operator.look import run_view
-
         if not self.paths.database.exists():
             return ()
-        return tuple(run_view(run, self.world) for run in self.world.records.runs())
+        return tuple(self._view(run) for run in self.records.runs())
 
     def run(self, name: str) -> RunView:
         """The run with this id, or the only one whose id contains it. InputError with the nearest otherwise."""
-        from bruno.operator.look import run_view
-
-        runs = self.world.records.runs()
+        runs = self.records.runs()
         exact = [run for run in runs if run.run_id == name] or [run for run in runs if name and name in run.run_id]
         if len(exact) > 1:
             raise InputError(f"{name!r} may mean {', '.join(run.run_id for run in exact)}", fix="Say the whole name")
-        return run_view(exact[0] if exact else self.world.records.run(name), self.world)
+        return self._view(exact[0] if exact else self.records.run(name))
+
+    def _view(self, run: Run) -> RunView:
+        from bruno.operator.look import run_view
+
+        return run_view(run, self.records, self.paths, self._clock())
 
     def looked_at(self, run: RunView) -> RunView:
         """The run with its log asked for now, when nobody follows it. A silent machine leaves the last reading, and says so."""
@@ -339,7 +343,7 @@ class Operator:
     def local_models(self) -> dict[str, Path]:
         """Models at home by name: copied from runs, and made here."""
         found = {path.name: path for path in sorted(self.paths.models.glob("*")) if (path / "config.json").is_file()}
-        for run in self.world.records.runs() if self.paths.database.exists() else []:
+        for run in self.records.runs() if self.paths.database.exists() else []:
             if run.local_model and Path(run.local_model).is_dir():
                 found[run.run_id] = Path(run.local_model)
         return found

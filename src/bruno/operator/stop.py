@@ -55,7 +55,7 @@ def require_known(listing: Listing) -> None:
     """Raise when the provider's list cannot be trusted: what is stopped must have been seen."""
     if not listing.known:
         raise InputError(
-            f"the provider's list of instances could not be read ({safe_line(listing.problem)}), so nothing can be chosen from it",
+            f"the provider's list of instances could not be read ({safe_line(listing.problem)}): nothing can be chosen from it",
             fix="Nothing was done. Try again, or look at the provider's console",
         )
 
@@ -110,7 +110,8 @@ def _facts(
     unreachable: bool,
 ) -> tuple[Fact, ...]:
     status = _STATUS.get(instance.state, instance.state.value)
-    facts = [
+    said = ("process_running", "model_saved", "trial", "trials")
+    return (
         Fact(name="instance_id", value=instance.id, source="provider", checked=True),
         Fact(name="label", value=instance.label, source="provider", checked=True),
         Fact(name="status", value=status, source="provider", checked=True),
@@ -119,10 +120,8 @@ def _facts(
         Fact(name="label_file", value=label_file, source="host"),
         Fact(name="host_unreachable", value=unreachable, source="host"),
         Fact(name="rented_by_bruno", value=record is not None, source="records"),
-    ]
-    for name in ("process_running", "model_saved", "trial", "trials"):
-        facts.append(Fact(name=name, value=evidence.value(name) if evidence else None, source="host"))
-    return tuple(facts)
+        *(Fact(name=name, value=evidence.value(name) if evidence else None, source="host") for name in said),
+    )
 
 
 def _notes(instance: Instance, evidence: Evidence | None, problem: str, *, destroy: bool) -> tuple[str, ...]:
