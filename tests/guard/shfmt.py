@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables read better with long lines)
 """A second opinion on shell syntax: the command words that shfmt (another parser, in Go) sees in a line. Tests and benchmarks only."""
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def program() -> str | None:
 
 def command_words(line: str) -> list[str] | None:
     """First words of all simple commands, "?" for one that is not literal; None when shfmt cannot parse the line."""
-    done = subprocess.run([program() or "shfmt", "--to-json"], input=line.encode(), capture_output=True, timeout=20, check=False)
+    done = subprocess.run(
+        [program() or "shfmt", "--to-json"], input=line.encode(), capture_output=True, timeout=20, check=False
+    )
     return None if done.returncode else list(_heads(json.loads(done.stdout)))
 
 
@@ -70,8 +73,8 @@ def lines(count: int, seed: int) -> Iterator[str]:
         yield joint.join(draw.choice(ATOMS) for _ in range(draw.randint(1, 9)))
 
 
-# What shfmt calls a command and bash runs inside itself.
-QUIET = frozenset({"?DeclClause", "?LetClause", "?TimeClause", "?CoprocClause"})
+# What shfmt calls a command and bash runs inside itself, and words that are not literal: the guard follows constants.
+QUIET = frozenset({"?", "?DeclClause", "?LetClause", "?TimeClause", "?CoprocClause"})
 
 
 def disagreements(count: int, seed: int) -> tuple[int, list[str]]:

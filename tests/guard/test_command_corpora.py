@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables read better with long lines)
 """The guard held against what people type: nothing destructive passes in silence, little that is harmless is asked about."""
 
 from __future__ import annotations

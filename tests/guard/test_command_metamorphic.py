@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables read better with long lines)
 """Wrapping or disguising a command never lowers its verdict."""
 
 from __future__ import annotations
@@ -95,6 +96,23 @@ def test_disguise_inside_wrappers_never_lowers(name: str) -> None:
 
 def test_harmless_commands_stay_harmless_in_the_usual_wrappers() -> None:
     for base in HARMLESS:
-        for name in ("sudo", "env", "nohup", "timeout", "time", "sh-c", "bash-lc", "ssh", "nice", "subshell", "and", "if", "loop", "watch", "docker", "eval"):
+        for name in (
+            "sudo",
+            "env",
+            "nohup",
+            "timeout",
+            "time",
+            "sh-c",
+            "bash-lc",
+            "ssh",
+            "nice",
+            "subshell",
+            "and",
+            "if",
+            "loop",
+            "watch",
+            "docker",
+            "eval",
+        ):
             line = wrapped(WRAPPERS[name], base)
             assert check(line).level is Level.allow, (line, check(line).reasons)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bruno.errors import InputError
 from bruno.guard.phrases import ambiguous, check_letter
 from bruno.guard.rules import Budgets, PhraseFile, Rules, shipped
+from tests.guard.corpus import lines
 
 KIND = {
     "watch_run",
@@ -64,3 +67,25 @@ def test_without_a_phrase_file_vague_words_still_ask() -> None:
 )
 def test_spelling_tricks_change_nothing(disguise: str) -> None:
     assert ambiguous(disguise) is not None
+
+
+def test_no_vague_order_passes() -> None:
+    phrases = lines("phrases_ask.txt")
+    assert len(set(phrases)) >= 300
+    assert [phrase for phrase in phrases if ambiguous(phrase) is None] == []
+
+
+def test_clear_words_and_questions_are_not_held_up() -> None:
+    assert [phrase for phrase in lines("phrases_clear.txt") if ambiguous(phrase) is not None] == []
+
+
+def test_every_vague_order_has_a_reading_that_destroys_nothing() -> None:
+    for phrase in lines("phrases_ask.txt"):
+        asked = ambiguous(phrase)
+        assert asked is not None
+        assert asked.options[0].intent.kind in ("watch_run", "show_instances", "stop_everything", "resume_run"), phrase
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_without_error(text: str) -> None:
+    ambiguous(text)

@@ -21,7 +21,6 @@ from bruno.guard.shapes import Program
 from bruno.guard.wrappers import KINDS
 
 
-
 @dataclass
 class CommandRules:
     """Programs by name, in force after tightening."""
@@ -53,7 +52,9 @@ class CommandRules:
         """Run every example of every program; what does not hold, in words."""
         self.checked.update(self.programs)
         self.suspect.clear()
-        return [problem for name in sorted(self.names()) for problem in example_problems(name, self.programs[name], self)]
+        return [
+            problem for name in sorted(self.names()) for problem in example_problems(name, self.programs[name], self)
+        ]
 
     def names(self) -> list[str]:
         """Programs by their main name."""
@@ -149,11 +150,15 @@ def _tighten(rules: CommandRules, path: Path) -> None:
     for name, added in _programs(path).items():
         given = added.model_fields_set
         if given - {"rule", "floor", "says"} or any(rule.without for rule in added.rule):
-            raise RuleFileError(f"guardrail file {path}: {name}: a file of your own may add rules and raise the floor, nothing else")
+            raise RuleFileError(
+                f"guardrail file {path}: {name}: a file of your own may add rules and raise the floor, nothing else"
+            )
         known = rules.programs.get(name, Program())
         order = ("ask", "typed_yes", "refuse")
         floor = max(known.floor, added.floor, key=order.index)
-        merged = known.model_copy(update={"rule": known.rule + added.rule, "floor": floor})
+        merged = known.model_copy(
+            update={"rule": known.rule + added.rule, "floor": floor, "says": known.says or added.says}
+        )
         for one in (name, *known.also):
             rules.programs[one] = merged
             rules.main.setdefault(one, name)

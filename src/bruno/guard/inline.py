@@ -1,7 +1,7 @@
 """Code inside an argument (SQL, awk, sed, Python): whether it surely only reads. Pure; parses, never runs.
 
-Each reader knows a small harmless part of its language; everything else is a problem, told in words. `embedded_commands` finds the
-quoted text of code, since a shell command may stand in it (`os.system("...")`).
+Each reader knows a small harmless part of its language; everything else is a problem, told in words. `embedded_commands`
+finds the quoted text of code, since a shell command may stand in it (`os.system("...")`).
 """
 
 from __future__ import annotations
@@ -9,32 +9,42 @@ from __future__ import annotations
 import ast
 import re
 
-_SQL_READS = frozenset("select explain show values describe desc".split())
+from bruno.guard.words import names
+
+_SQL_READS = names("select explain show values describe desc")
 _SQL_WRITES = re.compile(
     r"\b(insert|update|delete|drop|truncate|alter|create|replace|into|copy|call|do|grant|revoke|attach|detach|vacuum|reindex|"
     r"merge|set|reset|lock|comment|refresh|cluster|import|load|execute|prepare|notify|listen|security|rename|begin|commit|"
     r"rollback|savepoint|release|analyze|checkpoint|discard|for\s+(?:update|share|no|key))\b"
 )
-_SQL_CALLS = frozenset(
-    "count sum avg min max round abs coalesce ifnull nullif length lower upper trim substr substring date time datetime julianday "
-    "strftime now total group_concat string_agg json_extract json_each cast typeof printf format row_number rank over "
-    "in and or not exists values as on using from where by when then else instr like glob extract to_char age "
-    "pg_size_pretty pg_database_size pg_relation_size pg_total_relation_size current_date current_timestamp version".split()
+_SQL_CALLS = names(
+    "count sum avg min max round abs coalesce ifnull nullif length lower upper trim substr substring date time "
+    "datetime julianday strftime now total group_concat string_agg json_extract json_each cast typeof printf "
+    "format row_number rank over in and or not exists values as on using from where by when then else instr like "
+    "glob extract to_char age pg_size_pretty pg_database_size pg_relation_size pg_total_relation_size "
+    "current_date current_timestamp version"
 )
-_PRAGMAS = re.compile(r"pragma\s+(?:main\.)?(table_info|table_list|index_list|database_list|page_count|page_size|journal_mode|"
-                      r"integrity_check|quick_check|user_version|foreign_key_list|compile_options|freelist_count)\s*(?:\([\w\"']*\))?")  # fmt: skip
-_DOT_READS = re.compile(r"\.(tables|schema|indexes|databases|dbinfo|show|headers on|headers off|mode \w+|fullschema|stats|width [\d ]+)(?: [\w%]+)?")
+_PRAGMAS = re.compile(
+    r"pragma\s+(?:main\.)?(table_info|table_list|index_list|database_list|page_count|page_size|journal_mode|integrity_check|"
+    r"quick_check|user_version|foreign_key_list|compile_options|freelist_count)\s*(?:\([\w\"']*\))?"
+)
+_DOT_READS = re.compile(
+    r"\.(tables|schema|indexes|databases|dbinfo|show|headers on|headers off|mode \w+|fullschema|stats|width [\d ]+)(?: [\w%]+)?"
+)
 _PSQL_READS = re.compile(r"\\(?:d[a-zA-Z]*\+?|l\+?|conninfo|x|timing|dt\+?|du|dn|df|z|sf)(?: [\w.*\"]+)?")
 
-_AWK_NAMES = frozenset("length substr index split sub gsub match sprintf tolower toupper int log exp sqrt print printf if while for".split())
+_AWK_NAMES = names(
+    "length substr index split sub gsub match sprintf tolower toupper int log exp sqrt print printf if while for"
+)
 _SED = re.compile(
     r"(?:(?:\d+|\$|/[^/\n]*/I?)(?:,(?:\+?\d+|\$|~\d+|/[^/\n]*/I?))?!?)?\s*"
     r"(?:[pdqQ=gGhHxnNlD]|s(?P<d>[/|#,:@!])(?:(?!(?P=d))[^\\\n]|\\.)*(?P=d)(?:(?!(?P=d))[^\\\n]|\\.)*(?P=d)[gpiI0-9]*|y/[^/\n]*/[^/\n]*/)?"
 )
 
-_PY_MODULES = frozenset(
-    "torch sys json platform math os time datetime re collections itertools statistics psutil numpy transformers accelerate "
-    "safetensors optuna datasets bitsandbytes sklearn pandas flash_attn vllm peft triton bruno importlib.metadata socket shutil".split()
+_PY_MODULES = names(
+    "torch sys json platform math os time datetime re collections itertools statistics psutil numpy transformers "
+    "accelerate safetensors optuna datasets bitsandbytes sklearn pandas flash_attn vllm peft triton bruno "
+    "importlib.metadata socket shutil"
 )
 _PY_CALLS = re.compile(
     r"(?:print|len|str|int|float|sorted|list|dict|set|tuple|sum|min|max|round|range|repr|type|bool|abs|enumerate|zip|any|all|"
@@ -45,10 +55,13 @@ _PY_CALLS = re.compile(
     r"math\.\w+|time\.time|socket\.gethostname|importlib\.metadata\.version|psutil\.(?:cpu_count|cpu_percent|virtual_memory|disk_usage)|"
     r"datetime\.datetime\.(?:now|utcnow)|statistics\.\w+)"
 )
-_PY_METHODS = frozenset("get keys values items split strip join format upper lower startswith endswith isoformat count index".split())
-_PY_KEYWORDS = frozenset("sep end flush indent sort_keys reverse ndigits default_flow_style start".split())
+_PY_METHODS = names(
+    "get keys values items split strip join format upper lower startswith endswith isoformat count index"
+)
+_PY_KEYWORDS = names("sep end flush indent sort_keys reverse ndigits default_flow_style start")
 _PY_NODES = (
-    ast.Module, ast.Expr, ast.Import, ast.ImportFrom, ast.alias, ast.Call, ast.Name, ast.Attribute, ast.Constant, ast.Load, ast.Store,
+    ast.Module, ast.Expr, ast.Import, ast.ImportFrom, ast.alias, ast.Call, ast.Name, ast.Attribute, ast.Constant,
+    ast.Load, ast.Store,
     ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.JoinedStr,
     ast.FormattedValue, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Subscript, ast.Slice, ast.keyword, ast.Assign, ast.ListComp,
     ast.GeneratorExp, ast.comprehension, ast.For, ast.If, ast.Starred, ast.Assert,
@@ -86,7 +99,9 @@ def sql_danger(code: str) -> tuple[str, str]:
 def _statement_danger(statement: str) -> tuple[str, str]:
     if re.search(r"\b(drop|truncate)\b", statement) or statement.startswith((".restore", ".clone")):
         return "typed_yes", "drops or empties tables; the rows cannot be brought back"
-    if re.search(r"\b(delete\s+from|update)\b", statement) and not re.search(r"\bwhere\b(?!\s+(?:1\s*=\s*1|true|1)\s*$)", statement):
+    if re.search(r"\b(delete\s+from|update)\b", statement) and not re.search(
+        r"\bwhere\b(?!\s+(?:1\s*=\s*1|true|1)\s*$)", statement
+    ):
         return "typed_yes", "changes or deletes every row of the table, since no WHERE limits it; this cannot be undone"
     if re.search(r"\b(delete|pg_terminate_backend|pg_cancel_backend|alter)\b", statement):
         return "typed_yes", "deletes or changes data; this cannot be undone"
@@ -162,35 +177,53 @@ def _python(code: str) -> str:
         tree = ast.parse(code.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "it is not Python that can be parsed"
-    names: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, _PY_NODES):
-            return f"it uses {type(node).__name__}, which bruno does not read"
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name not in _PY_MODULES and alias.name.split(".")[0] not in _PY_MODULES:
-                    return f"it imports {alias.name}"
-                names[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
-        elif isinstance(node, ast.ImportFrom):
-            if (node.module or "") not in _PY_MODULES:
-                return f"it imports from {node.module}"
-            if any(alias.name == "*" for alias in node.names):
-                return "it imports everything from a module"
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr != "__version__":
-            return f"it reaches into {node.attr}"
-        elif isinstance(node, ast.Name) and node.id.startswith("__"):
-            return f"it uses {node.id}"
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and (node.id in names or _PY_CALLS.fullmatch(node.id)):
+    imported: dict[str, str] = {}
+    nodes = list(ast.walk(tree))
+    for node in nodes:
+        problem = (
+            _import_problem(node, imported) if isinstance(node, ast.Import | ast.ImportFrom) else _node_problem(node)
+        )
+        if problem:
+            return problem
+    for node in nodes:
+        if (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and (node.id in imported or _PY_CALLS.fullmatch(node.id))
+        ):
             return f"it gives {node.id} another meaning"
-        elif isinstance(node, ast.keyword) and node.arg not in _PY_KEYWORDS:
-            return f"it passes {node.arg}"
-        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-            return "it assigns to something that is not its own"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and not _known_call(node, names):
+        if isinstance(node, ast.Call) and not _known_call(node, imported):
             return f"it calls {ast.unparse(node.func)[:60]}"
+    return ""
+
+
+def _import_problem(node: ast.Import | ast.ImportFrom, imported: dict[str, str]) -> str:
+    """Only modules on the list, by name; what they are called here goes into `imported`."""
+    for alias in node.names:
+        if isinstance(node, ast.ImportFrom):
+            if (node.module or "") not in _PY_MODULES or alias.name == "*":
+                return f"it imports from {node.module}"
+            imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        else:
+            top = alias.name.split(".")[0]
+            if alias.name not in _PY_MODULES and top not in _PY_MODULES:
+                return f"it imports {alias.name}"
+            imported[alias.asname or top] = alias.name if alias.asname else top
+    return ""
+
+
+def _node_problem(node: ast.AST) -> str:
+    """What is wrong with a node by itself: its kind, a reach into private parts, an argument that may be called back."""
+    if not isinstance(node, _PY_NODES):
+        return f"it uses {type(node).__name__}, which bruno does not read"
+    if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr != "__version__":
+        return f"it reaches into {node.attr}"
+    if isinstance(node, ast.Name) and node.id.startswith("__"):
+        return f"it uses {node.id}"
+    if isinstance(node, ast.keyword) and node.arg not in _PY_KEYWORDS:
+        return f"it passes {node.arg}"
+    if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+        return "it assigns to something that is not its own"
     return ""
 
 
@@ -198,7 +231,11 @@ def _known_call(node: ast.Call, names: dict[str, str]) -> bool:
     dotted = _dotted(node.func, names)
     if dotted and _PY_CALLS.fullmatch(dotted):
         return True
-    return isinstance(node.func, ast.Attribute) and node.func.attr in _PY_METHODS and dotted.split(".")[0] not in _PY_MODULES
+    return (
+        isinstance(node.func, ast.Attribute)
+        and node.func.attr in _PY_METHODS
+        and dotted.split(".")[0] not in _PY_MODULES
+    )
 
 
 def _dotted(node: ast.expr, names: dict[str, str]) -> str:

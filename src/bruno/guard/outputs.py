@@ -1,6 +1,7 @@
 """What a command surely prints, for the few that only repeat their arguments or input. Pure.
 
-It exists so that a command hidden in `$(echo ...)`, or in a literal piped through `base64 -d` into a shell, is read like any other.
+It exists so that a command hidden in `$(echo ...)`, or in a literal piped through `base64 -d` into a shell, is read like
+any other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from bruno.guard.words import UNKNOWN, Word, decoded_ansi
 
 if TYPE_CHECKING:
-    from bruno.guard.shell import Simple
+    from bruno.guard.script import Simple
 
 _MOST = 4096
 
@@ -57,7 +58,9 @@ def _printf(words: list[Word], stdin: str | None) -> str | None:
     said = ""
     rounds = max(1, -(-len(arguments) // takes)) if takes else 1
     for _ in range(min(rounds, 64)):
-        said += re.sub(r"%(.)", lambda match: "%" if match[1] == "%" else (arguments.pop(0) if arguments else ""), shape)
+        said += re.sub(
+            r"%(.)", lambda match: "%" if match[1] == "%" else (arguments.pop(0) if arguments else ""), shape
+        )
     return said
 
 
@@ -71,7 +74,11 @@ def _tee(words: list[Word], stdin: str | None) -> str | None:
 
 
 def _base64(words: list[Word], stdin: str | None) -> str | None:
-    if stdin is None or UNKNOWN in stdin or [word.text for word in words] not in (["-d"], ["--decode"], ["-D"], ["-di"]):
+    if (
+        stdin is None
+        or UNKNOWN in stdin
+        or [word.text for word in words] not in (["-d"], ["--decode"], ["-D"], ["-di"])
+    ):
         return None
     try:
         return base64.b64decode("".join(stdin.split())).decode("utf-8")

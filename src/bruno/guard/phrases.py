@@ -17,7 +17,7 @@ from bruno.intents import Clarification, Option
 
 # A vague verb counts when it heads a clause: at the start, after punctuation, or after words that lead up to an order.
 _HEAD = (
-    r"(?:^|[.,;:!?]\s*|\b(?:and|then|please|now|just|also|so|ok|okay|yes|no|hey|hi|bruno|to|let's|lets|must|should|you|we|i|"
+    r"(?:^|[.,;:!?]\s*|\b(?:and|then|please|now|just|also|so|ok|okay|yes|no|hey|hi|bruno|to|let's|lets|must|should|can|you|we|i|"
     r"gonna|wanna|finally|immediately|simply|but|or|better|quickly|go ahead|actually|maybe|can't you|i'd)\s+)"
 )
 _TARGET = re.compile(r"\b(?=[\w.-]*\d)(?:[a-z][\w.-]*|\d{4,}[\w.-]*)\b|(?<=instance )\d+|(?<=#)\d+")
@@ -69,6 +69,8 @@ def caught_by(rule: PhraseRule, text: str, unless: tuple[str, ...] = ()) -> bool
     """
     words = normalised(text)
     if not _pattern(rule.words).search(words):
+        return False
+    if rule.needs and not any(_compiled(pattern).search(words) for pattern in rule.needs):
         return False
     return not any(_compiled(pattern).search(words) for pattern in (*rule.unless, *unless))
 

@@ -36,14 +36,23 @@ class Places:
     @classmethod
     def of(cls, *files: PlaceFile) -> Places:
         """Compile the lists of all files together. A file of a user cannot add sinks: those loosen."""
-        joined = {name: [one for file in files for one in getattr(file, name)] for name in ("roots", "devices", "system", "secrets")}
+        joined = {
+            name: [one for file in files for one in getattr(file, name)]
+            for name in ("roots", "devices", "system", "secrets")
+        }
         joined["sinks"] = list(files[0].sinks)
-        return cls(**{name: re.compile("|".join(f"(?:{one})" for one in many) or r"(?!)") for name, many in joined.items()})
+        return cls(
+            **{name: re.compile("|".join(f"(?:{one})" for one in many) or r"(?!)") for name, many in joined.items()}
+        )
 
     def root_at_risk(self, word: Word) -> bool:
         """Whether the argument is such a tree or all that is in it, or may become one when an unknown part is empty."""
         paths = {word.text, word.text.replace(UNKNOWN, "")} if word.text != UNKNOWN else set()
-        return any(path and self.roots.fullmatch(_whole_tree(path)) for path in paths if path.startswith(("/", "~")) or path[1:2] == ":")
+        return any(
+            path and self.roots.fullmatch(_whole_tree(path))
+            for path in paths
+            if path.startswith(("/", "~")) or path[1:2] == ":"
+        )
 
     def written(self, path: Word) -> tuple[Level, str]:
         """How much care writing to this path needs, and what it would do."""
@@ -58,7 +67,10 @@ class Places:
         if self.devices.fullmatch(plain):
             return Level.refuse, f"writes to {shown}, a raw device: what is on it is destroyed for good"
         if self.roots.fullmatch(plain) or self.system.fullmatch(plain):
-            return Level.typed_yes, f"writes to {shown}, which the machine or its data depends on; what was there cannot be brought back"
+            return (
+                Level.typed_yes,
+                f"writes to {shown}, which the machine or its data depends on; what was there cannot be brought back",
+            )
         return Level.ask, f"writes to {shown}; what was in it is lost"
 
     def secret(self, word: Word) -> bool:

@@ -79,6 +79,8 @@ class PhraseRule(_File):
     name: str
     words: tuple[str, ...] = Field(min_length=1)
     """Verbs at the head of a clause, or whole fixed phrases; blanks match any blanks."""
+    needs: tuple[str, ...] = ()
+    """Regular expressions of which one must be found too."""
     unless: tuple[str, ...] = ()
     """Regular expressions that make the phrase clear after all."""
     question: str

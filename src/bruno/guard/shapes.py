@@ -35,7 +35,7 @@ class Allow(_Entry):
     sub: tuple[str, ...] = ()
     """Subcommands it speaks of ("log", "remote show"); empty means none is looked for."""
     flags: tuple[str, ...] | str = ()
-    """Flags without a value ("-l", "--all", "--color=" with an optional value, "-N" for -5); "any" where every flag is harmless."""
+    """Flags without a value: "-l", "--all", "--color=" (an optional value), "-N" (any number). "any": every flag is harmless."""
     values: tuple[str, ...] = ()
     """Flags that take a value."""
     discards: tuple[str, ...] = ()
@@ -160,14 +160,15 @@ def allows(shape: Allow, program: Program, words: list[Word]) -> bool:
         code = [positional.pop(shape.code_after)]
     if any(not word.known or inline_problem(shape.code, word.text) for word in code):
         return False
-    if not shape.min_args <= len(positional) <= shape.max_args:
-        return False
+    return shape.min_args <= len(positional) <= shape.max_args and _fitting(shape, positional)
+
+
+def _fitting(shape: Allow, positional: list[Word]) -> bool:
+    """Whether the arguments that are no flags are what the shape wants."""
     if shape.line and not _regex(shape.line).fullmatch(" ".join(word.text for word in positional)):
         return False
-    if shape.args == "any":
-        return True
-    if shape.args == "none":
-        return not positional
+    if isinstance(shape.args, str):
+        return shape.args == "any" or not positional
     return all(any(_regex(pattern).fullmatch(word.text) for pattern in shape.args) for word in positional)
 
 
@@ -235,7 +236,9 @@ def fires(rule: Rule, program: Program, words: list[Word], at_risk: bool) -> boo
     if rule.subs and not _has_sub(rule.subs, program, words):
         return False
     flags = [word.text for word in words if word.text.startswith("-")]
-    if rule.without and any(_carries(flag, one, program.single_dash, exact=True) for flag in flags for one in rule.without):
+    if rule.without and any(
+        _carries(flag, one, program.single_dash, exact=True) for flag in flags for one in rule.without
+    ):
         return False
     if rule.has and not any(_carries(flag, one, program.single_dash) for flag in flags for one in rule.has):
         return False
@@ -255,7 +258,9 @@ def _has_sub(subs: tuple[tuple[str, ...], ...], program: Program, words: list[Wo
         if word.text.startswith("-") and len(word.text) > 1:
             if word.text in program.global_values:
                 next(rest, None)
-            elif not names and word.text not in program.globals and word.text.split("=")[0] not in program.global_values:
+            elif (
+                not names and word.text not in program.globals and word.text.split("=")[0] not in program.global_values
+            ):
                 strange = True
         else:
             names.append(word.text)
@@ -267,7 +272,9 @@ def _has_sub(subs: tuple[tuple[str, ...], ...], program: Program, words: list[Wo
 
 
 def _same(names: list[str], sub: tuple[str, ...]) -> bool:
-    return len(names) == len(sub) and all(name == wanted or UNKNOWN in name for name, wanted in zip(names, sub, strict=True))
+    return len(names) == len(sub) and all(
+        name == wanted or UNKNOWN in name for name, wanted in zip(names, sub, strict=True)
+    )
 
 
 def _carries(flag: str, wanted: str, single_dash: bool, exact: bool = False) -> bool:

@@ -13,9 +13,16 @@ UNKNOWN = "\ufffc"
 """Stands for text that only the run decides. The parser refuses to read a command that contains it."""
 
 _ESCAPES = {"a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-_ANSI = re.compile(r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|0?([0-7]{1,3})|c(.)|(.))", re.DOTALL)
+_ANSI = re.compile(
+    r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|0?([0-7]{1,3})|c(.)|(.))", re.DOTALL
+)
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _RANGE = re.compile(r"\{(-?\w+)\.\.(-?\w+)(?:\.\.-?\d+)?\}")
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of `text` as a set: how the long lists of the guard's modules are written."""
+    return frozenset(text.split())
 
 
 @dataclass(slots=True)
@@ -71,7 +78,9 @@ def unescaped(text: str) -> tuple[str, bool]:
     if "\\" not in text:
         return text, bool(_GLOB.search(text))
     bare = re.sub(r"\\.", "", text, flags=re.DOTALL)
-    return re.sub(r"\\\n", "", text) if text == "\\\n" else re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL), bool(_GLOB.search(bare))
+    return re.sub(r"\\\n", "", text) if text == "\\\n" else re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL), bool(
+        _GLOB.search(bare)
+    )
 
 
 _GLOB = re.compile(r"[*?\[]")
@@ -79,7 +88,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 def has_braces(text: str) -> bool:
     """Whether bash would expand braces in this unquoted text."""
-    return "{" in text and bool(_BRACES.search(text) or _RANGE.search(text) or text.count("{") > 1 and "," in text)
+    return "{" in text and bool(_BRACES.search(text) or _RANGE.search(text) or (text.count("{") > 1 and "," in text))
 
 
 def braces(text: str, limit: int = 64) -> list[str] | None:

@@ -11,11 +11,11 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bruno.guard.script import Simple
 from bruno.guard.shapes import Program, Wrapper
-from bruno.guard.shell import Simple
-from bruno.guard.words import UNKNOWN, Word
+from bruno.guard.words import UNKNOWN, Word, names
 
-SHELLS = frozenset("sh bash dash zsh ksh ash rbash mksh fish".split())
+SHELLS = names("sh bash dash zsh ksh ash rbash mksh fish")
 
 
 @dataclass(slots=True)
@@ -112,8 +112,14 @@ def _cluster(wrapper: Wrapper, text: str) -> bool:
 
 def _anywhere(words: list[Word], where: str = "") -> Unwrapped:
     """Every place where the inner command could begin, when its start cannot be found."""
-    inners = [Inner(words=words[at:], where=where, sure=False) for at in range(min(len(words), 12)) if not words[at].text.startswith("-")]
-    return Unwrapped(inners, own="typed_yes", reason="where its inner command begins cannot be told", rule="wrapper-unclear")
+    inners = [
+        Inner(words=words[at:], where=where, sure=False)
+        for at in range(min(len(words), 12))
+        if not words[at].text.startswith("-")
+    ]
+    return Unwrapped(
+        inners, own="typed_yes", reason="where its inner command begins cannot be told", rule="wrapper-unclear"
+    )
 
 
 def _prefix(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
@@ -170,29 +176,49 @@ def _shell(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]
     if at < len(words) and words[at].splits:
         return _anywhere(words)
     if string:
-        return Unwrapped([Inner(script=words[at].text, where=simple.words[0].text)]) if at < len(words) else None
+        if at >= len(words):
+            return None
+        return Unwrapped([Inner(script=_given(words[at].text, words[at + 1 :]), where=simple.words[0].text)])
     if at < len(words) and words[at].text not in ("-", "/dev/stdin") and not stdin:
         text = words[at].shown()
         piped = text.startswith("/dev/fd/")
         reason = "runs the output of another command as a script" if piped else f"runs the script {text}"
         return Unwrapped(own="typed_yes" if piped else "ask", reason=reason, rule="runs-a-script")
     if simple.stdin is not None:
-        return Unwrapped([Inner(script=simple.stdin, where=f"{simple.words[0].text}, from its input")])
+        return Unwrapped(
+            [Inner(script=_given(simple.stdin, words[at:]), where=f"{simple.words[0].text}, from its input")]
+        )
     if simple.piped:
         hidden = any(feeder.rsplit("/", 1)[-1] in _DECODERS for feeder in simple.feeders)
-        reason = "runs whatever comes through the pipe as a script" + (", decoded on the way, so that it cannot be read" if hidden else "")
+        reason = "runs whatever comes through the pipe as a script" + (
+            ", decoded on the way, so that it cannot be read" if hidden else ""
+        )
         return Unwrapped(own="refuse" if hidden else "typed_yes", reason=reason, rule="pipe-to-shell")
     return Unwrapped(own="ask", reason="opens a shell", rule="opens-a-shell")
 
 
+def _given(script: str, arguments: list[Word]) -> str:
+    """The script with its positional parameters unknown, when it is given any: `sh -c 'find "$@"' _ -delete`."""
+    return re.sub(r"\$[@*]|\$\{[@*][^}]*\}", UNKNOWN, script) if arguments else script
+
+
 def _eval(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
     del wrapper, program
-    return Unwrapped([Inner(script=" ".join(word.text for word in words), where=simple.words[0].text)]) if words else None
+    return (
+        Unwrapped([Inner(script=" ".join(word.text for word in words), where=simple.words[0].text)]) if words else None
+    )
 
 
 def _ssh(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
     del program
-    local = [word.text for word in words if re.search(r"(?i)proxycommand|localcommand|knownhostscommand|proxyusefdpass|pkcs11provider|securitykeyprovider|xauthlocation|^include", word.text)]
+    local = [
+        word.text
+        for word in words
+        if re.search(
+            r"(?i)proxycommand|localcommand|knownhostscommand|proxyusefdpass|pkcs11provider|securitykeyprovider|xauthlocation|^include",
+            word.text,
+        )
+    ]
     at = _own_part(wrapper, words)
     if at is None or at >= len(words):
         return _anywhere(words) if at is None else None
@@ -201,14 +227,18 @@ def _ssh(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) 
         inner = inner[1:]
     found = Unwrapped()
     if local or not host.known:
-        found.own, found.reason = "typed_yes", "runs a local command, or reaches a host that is not known before it runs"
-        found.inners += [Inner(script=re.split(r"[= ]", text, maxsplit=1)[-1], where="this machine", sure=False) for text in local]
+        found.own, found.reason = (
+            "typed_yes",
+            "runs a local command, or reaches a host that is not known before it runs",
+        )
+        found.inners += [
+            Inner(script=re.split(r"[= ]", text, maxsplit=1)[-1], where="this machine", sure=False) for text in local
+        ]
     if inner:
         found.inners.append(Inner(script=" ".join(word.text for word in inner), where=f"on {host.shown()}"))
     elif simple.piped:
         shell = Simple(words=[Word("sh")], stdin=simple.stdin, piped=True, feeders=simple.feeders)
-        remote = _shell(Wrapper(), Program(), shell, [])
-        return remote
+        return _shell(Wrapper(), Program(), shell, [])
     elif found.own == "allow":
         found.own, found.reason = "ask", f"opens a session on {host.shown()}"
     return found
@@ -221,7 +251,10 @@ def _xargs(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]
         return _anywhere([*words, Word(UNKNOWN, splits=True)])
     inner = words[at:] or [Word("echo")]
     placeholder = _placeholder(words[:at])
-    said = simple.stdin.split() if simple.stdin is not None and UNKNOWN not in simple.stdin else None
+    plain = simple.stdin is not None and not re.search(
+        r"[\"'\\\\\ufffc]", simple.stdin
+    )  # xargs reads quotes in its own way
+    said = simple.stdin.split() if plain and simple.stdin is not None else None
     added = [Word(text) for text in said] if said is not None else [Word(UNKNOWN, splits=True)]
     if placeholder:
         one = added[0].text if len(added) == 1 else UNKNOWN
@@ -247,7 +280,10 @@ def _find(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word])
     while at < len(words):
         if words[at].text in ("-exec", "-execdir", "-ok", "-okdir", "-x", "--exec", "-X", "--exec-batch"):
             end = next((i for i in range(at + 1, len(words)) if words[i].text in (";", "+")), len(words))
-            found = [Word(re.sub(r"\{[/.]*\}", starts[0] + "/" + UNKNOWN, word.text), word.splits) for word in words[at + 1 : end]]
+            found = [
+                Word(re.sub(r"\{[/.]*\}", starts[0] + "/" + UNKNOWN, word.text), word.splits)
+                for word in words[at + 1 : end]
+            ]
             inners.append(Inner(words=found, where="for each file found"))
             at = end
         at += 1
@@ -265,7 +301,9 @@ def _joined_script(wrapper: Wrapper, program: Program, simple: Simple, words: li
     if ":::" in texts:
         inner, added = inner[: texts.index(":::")], inner[texts.index(":::") + 1 :]
         one = added[0].text if len(added) == 1 else UNKNOWN
-        inner = [Word(word.text.replace("{}", one)) for word in inner] + ([] if any("{}" in t for t in texts) else [Word(one)])
+        inner = [Word(word.text.replace("{}", one)) for word in inner] + (
+            [] if any("{}" in t for t in texts) else [Word(one)]
+        )
     if not inner:
         return None
     # The text may be one quoted string, or words that are joined: both are read.
@@ -277,9 +315,14 @@ def _keys(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word])
     del program, simple
     at = _own_part(wrapper, words)
     texts = words[at or 0 :]
-    typed = "".join("\n" if word.text in ("Enter", "C-m", "KPEnter") else word.text + (" " if len(texts) > 2 else "") for word in texts)
+    typed = "".join(
+        "\n" if word.text in ("Enter", "C-m", "KPEnter") else word.text + (" " if len(texts) > 2 else "")
+        for word in texts
+    )
     typed = typed.replace("^M", "\n").replace("\\n", "\n")
-    return Unwrapped([Inner(script=typed, where="typed into a terminal")], own="ask", reason="types into a running terminal")
+    return Unwrapped(
+        [Inner(script=typed, where="typed into a terminal")], own="ask", reason="types into a running terminal"
+    )
 
 
 def _option(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word]) -> Unwrapped | None:
@@ -290,7 +333,9 @@ def _option(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word
         for option in wrapper.values:
             if word.text == option and at + 1 < len(words):
                 found.inners.append(Inner(script=words[at + 1].text, where=simple.words[0].text))
-            elif word.text.startswith(option + "=") or (len(option) == 2 and word.text.startswith(option) and len(word.text) > 2):
+            elif word.text.startswith(option + "=") or (
+                len(option) == 2 and word.text.startswith(option) and len(word.text) > 2
+            ):
                 found.inners.append(Inner(script=word.text[len(option) :].lstrip("="), where=simple.words[0].text))
     return found if found.inners else None
 
@@ -311,19 +356,29 @@ def _module(wrapper: Wrapper, program: Program, simple: Simple, words: list[Word
     """`python -m pip list` is `pip list`; code that comes through standard input is code that nobody has read."""
     del wrapper, program
     for at, word in enumerate(words[:6]):
-        if word.text == "-m" and at + 1 < len(words) and words[at + 1].text in ("pip", "uv", "ipython", "huggingface_hub", "vllm", "bruno"):
+        if (
+            word.text == "-m"
+            and at + 1 < len(words)
+            and words[at + 1].text in ("pip", "uv", "ipython", "huggingface_hub", "vllm", "bruno")
+        ):
             return Unwrapped([Inner(words=words[at + 1 :], where=simple.words[0].text)])
     rest = [word.text for word in words if not word.text.startswith("-") or word.text == "-"]
     if simple.piped and rest in ([], ["-"]) and not any(word.text in ("-c", "-m", "-V", "--version") for word in words):
-        return Unwrapped(own="typed_yes", reason="runs whatever comes through the pipe as a program", rule="pipe-to-python")
+        return Unwrapped(
+            own="typed_yes", reason="runs whatever comes through the pipe as a program", rule="pipe-to-python"
+        )
     return None
 
 
 def _joined(words: list[Word]) -> str:
-    return " ".join(words[0].text.split()) + "".join(" " + (shlex.quote(word.text) if word.known else word.text) for word in words[1:])
+    return " ".join(words[0].text.split()) + "".join(
+        " " + (shlex.quote(word.text) if word.known else word.text) for word in words[1:]
+    )
 
 
-_DECODERS = frozenset("base64 base32 xxd rev tr openssl gzip gunzip zcat bzip2 xz uudecode od hexdump sed awk perl python python3 basenc".split())
+_DECODERS = names(
+    "base64 base32 xxd rev tr openssl gzip gunzip zcat bzip2 xz uudecode od hexdump sed awk perl python python3 basenc"
+)
 _READERS: dict[str, Reader] = {
     "prefix": _prefix,
     "env": _env,

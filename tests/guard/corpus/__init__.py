@@ -8,4 +8,8 @@ from pathlib import Path
 def lines(name: str) -> list[str]:
     """The entries of a corpus, in order."""
     text = (Path(__file__).parent / name).read_text("utf-8")
-    return [line.replace("\\N", "\n") for line in text.splitlines() if line.strip() and not line.startswith(("## ", "# Lines"))]
+    return [
+        line.replace("\\N", "\n")
+        for line in text.splitlines()
+        if line.strip() and not line.startswith(("## ", "# Lines"))
+    ]
