@@ -1,14 +1,102 @@
-"""`bruno guard`: offered as soon as the guard can read raw commands (`bruno.guard.command`)."""
+"""`bruno guard`: what the guard makes of a shell line, whether its own examples hold, which rules there are. Runs nothing."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from bruno.guard.command import CommandVerdict
+    from bruno.guard.command_rules import CommandRules
+
 app = typer.Typer(rich_markup_mode=None)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def available() -> bool:
     """Whether there is anything below `bruno guard`."""
-    return bool(app.registered_commands) and find_spec("bruno.guard.command") is not None
+    return bool(app.registered_commands)
+
+
+def _rules(ctx: typer.Context) -> CommandRules:
+    from bruno.cli.session import settings_in_force
+    from bruno.guard.command_rules import load_command_rules
+    from bruno.settings.paths import own_guardrails
+
+    return load_command_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    command: Annotated[str, typer.Argument(help="A shell line, quoted; `-` reads one a line from standard input.")],
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Explain the verdict on a command: allow, ask, typed_yes or refuse. Exit code 0 for allow, 4 to ask, 3 for refuse."""
+    from bruno.cli.show import Output
+    from bruno.guard.command import check as verdict_of
+    from bruno.guard.shapes import Level
+
+    rules, output = _rules(ctx), Output(as_json=as_json or command == "-")
+    if command == "-":
+        for line in sys.stdin:
+            output.json(verdict_of(line.rstrip("\n"), rules).as_dict())
+        return 0
+    verdict = verdict_of(command, rules)
+    if output.as_json:
+        output.json(verdict.as_dict())
+    else:
+        _explain(verdict, output.line)
+    return {Level.allow: 0, Level.refuse: 3}.get(verdict.level, 4)
+
+
+@app.command("test")
+def run_examples(ctx: typer.Context) -> int:
+    """Run every example of every rule file."""
+    from bruno.cli.session import settings_in_force
+    from bruno.cli.show import Output
+    from bruno.guard.rules import load_rules
+    from bruno.settings.paths import own_guardrails
+
+    commands = _rules(ctx)
+    problems = [*commands.check_all(), *commands.problems]
+    problems += load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)]).problems
+    output = Output()
+    for problem in dict.fromkeys(problems):
+        output.line(f"✘ {problem}")
+    output.line(f"{len(commands.names())} programs checked, {len(dict.fromkeys(problems))} problems")
+    return 1 if problems else 0
+
+
+@app.command("rules")
+def list_rules(ctx: typer.Context) -> int:
+    """List the programs with rules, the budgets, the disk floors and the ambiguous phrases in force."""
+    from bruno.cli.session import settings_in_force
+    from bruno.cli.show import Output
+    from bruno.guard.rules import load_rules
+    from bruno.settings.paths import own_guardrails
+
+    rules = load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+    output = Output()
+    output.line("budgets: " + ", ".join(f"{name} {value:g}" for name, value in rules.budgets.model_dump().items()))
+    floors = (f"{floor.name} {floor.minimum_gb:g}" for floor in rules.disk.floors)
+    output.line(f"disk: {rules.disk.copies:g} x model + {rules.disk.extra_gb:g} GB; floors in GB: {', '.join(floors)}")
+    output.line("phrases: " + ", ".join(rule.name for rule in rules.phrases.phrase))
+    output.line("programs: " + ", ".join(sorted(_rules(ctx).names())))
+    for problem in rules.problems:
+        output.line(f"✘ {problem}")
+    return 1 if rules.broken else 0
+
+
+def _explain(verdict: CommandVerdict, line: Callable[[str], None]) -> None:
+    line(f"{verdict.verdict}: {verdict.command}")
+    for piece in verdict.pieces:
+        where = f" ({piece.where})" if piece.where else ""
+        rule = f" [{piece.rule}]" if piece.rule else ""
+        line(f"  {piece.level.name:<9} {piece.command}{where}{rule}")
+        if piece.reason:
+            line(f"            {piece.reason}")

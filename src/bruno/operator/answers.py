@@ -48,7 +48,7 @@ def answer(operator: Operator, intent: Intent, origin: Origin, words: str) -> Re
 
 def _start(operator: Operator, intent: StartRun, origin: Origin, words: str) -> Reply:
     listing = operator.world.vast.instances()
-    plan = plan_start(intent, operator.world, listing, operator.account())
+    plan = plan_start(intent, operator.world, listing, operator.account(), operator.rules.disk)
     return operator.card(plan, origin=origin, words=words, listing=listing)
 
 

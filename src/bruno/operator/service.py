@@ -27,7 +27,7 @@ from bruno.intents import Clarification, Intent, NotUnderstood, SetConstraint
 from bruno.operator.views import Answer, Ask, Card, Happening, InstancesView, Reply, RunView
 from bruno.runs.world import Clock, Sleep, World, utc_now
 from bruno.settings.console import Settings
-from bruno.settings.paths import Paths
+from bruno.settings.paths import Paths, own_guardrails
 from bruno.settings.secrets import hide, secret
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Operator:
     @cached_property
     def rules(self) -> Rules:
         """The guardrails in force: shipped, then tightened by the user's folder."""
-        own = Path(self.settings.guardrails) if self.settings.guardrails else self.paths.config.parent / "guardrails"
-        return load_rules([own])
+        return load_rules([own_guardrails(self.settings.guardrails, self.paths)])
 
     @cached_property
     def records(self) -> Records:

@@ -11,6 +11,7 @@ from bruno.fleet.models import Account, Listing, Offer, OfferQuery
 from bruno.guard.actions import Action, CreateInstance, RegisterKey, RunPlaybook
 from bruno.guard.disk import GB, DiskNeed, disk_needed
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
+from bruno.guard.rules import DiskRules
 from bruno.intents import StartRun
 from bruno.operator.resolve import Gpu, Model, find_gpu, find_model, slug
 from bruno.runs.money import Estimate, estimate
@@ -23,7 +24,9 @@ PRICE_SLACK = 1.02
 """How much dearer the offer may have become between plan and rent: two percent, then the plan is shown again."""
 
 
-def plan_start(intent: StartRun, world: World, listing: Listing, account: Account | None) -> Plan:
+def plan_start(
+    intent: StartRun, world: World, listing: Listing, account: Account | None, disk_rules: DiskRules
+) -> Plan:
     """The plan for this request. Reads the provider; changes nothing.
 
     Raises:
@@ -35,7 +38,7 @@ def plan_start(intent: StartRun, world: World, listing: Listing, account: Accoun
     model = find_model(intent.model, settings)
     gpu = find_gpu(intent.gpu or model.about.gpu or "h200", settings)
     _check_access(model)
-    need = disk_needed(model.about.weights_gb * GB, model.about.size_class)
+    need = disk_needed(model.about.weights_gb * GB, model.about.size_class, rules=disk_rules)
     disk_gb = intent.disk_gb or need.gb
     offer = _cheapest(intent, gpu, disk_gb, world)
     engine = _engine_settings(intent, model, settings)

@@ -56,6 +56,11 @@ class Paths:
         return self
 
 
+def own_guardrails(configured: str, where: Paths | None = None) -> Path:
+    """Folder of the user's own guardrail files, which may only tighten: the setting, else `guardrails/` beside config.toml."""
+    return Path(configured).expanduser() if configured else (where or paths()).config.parent / "guardrails"
+
+
 def paths(environ: dict[str, str] | None = None) -> Paths:
     """The folders in force: below `BRUNO_HOME` when it is set, else the platform's user folders."""
     env = os.environ if environ is None else environ
