@@ -1,4 +1,6 @@
-"""What the engine can be told: one pydantic group per stage. Each field's description is its help text and its comment in config.toml.
+"""What the engine can be told: one pydantic group per stage.
+
+Each field's description is its help text and its comment in config.toml.
 
 These models are read by the console too (it writes the `config.toml` that travels to the rented machine), so nothing here
 imports torch. Fields are added with the method that reads them: a setting that changes nothing is a defect.
@@ -83,7 +85,9 @@ class Search(Group):
     study: str = ""
     """Study name ("" = the model's name and the behaviour's). One made from other prompts or settings is refused."""
     auto_select: bool = True
-    """After the search choose the trial with the fewest refusals whose KL is below `kl_ceiling`; off: show a menu when there is a terminal."""
+    """After the search choose the trial with the fewest refusals whose KL is below `kl_ceiling`.
+
+    Off: show a menu when there is a terminal."""
     kl_ceiling: float = Field(default=0.2, gt=0)
     """First-token KL divergence (nats) above which `auto_select` takes no trial, unless every trial is above it (it says so)."""
     warm_start: bool = True
@@ -128,7 +132,9 @@ class EngineSettings(Group):
     trust_remote_code: bool = False
     """Allow the model repository's own Python code to run. Never asked for at run time: say it here or on the command line."""
     behaviour: str = ""
-    """The behaviour to remove: a shipped name (`over-refusal`, `refusal`, ...) or a TOML file. "" = refusal, and over-refusal for the demo."""
+    """The behaviour to remove: a shipped name (`over-refusal`, `refusal`, ...) or a TOML file.
+
+    "" = refusal, and over-refusal for the demo."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything that is drawn at random."""
     out: str = "models"
