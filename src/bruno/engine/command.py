@@ -87,7 +87,7 @@ def chat(argv: Sequence[str]) -> int:
     options, rest = _ChatOptions(prog="chat", add_help=False, allow_abbrev=False).parse_known_args(list(argv))
     settings = load_settings(rest)
     beside = model_id(options.beside) if options.beside else ""
-    quiet_libraries()
+    tame_libraries()
     # Unlike a run, a conversation has nothing to save: SIGTERM ends it as it would any other program.
     if _in_main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -133,7 +133,7 @@ def abliterate(settings: EngineSettings) -> int:
 
 def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
     """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
-    quiet_libraries(folder / "libraries.log")  # before anything imports them
+    tame_libraries(folder / "libraries.log")  # before anything imports them
     from bruno.engine.run import run
     from bruno.engine.search import STORAGE_ERRORS, innermost
 
@@ -145,10 +145,18 @@ def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
         ) from error
 
 
-def quiet_libraries(file: Path | None = None) -> None:
-    """Keep the libraries' progress bars and advice out of our log; what they warn of goes to `file` where one is given."""
+def tame_libraries(file: Path | None = None) -> None:
+    """Make good neighbours of the libraries, before they are imported: no progress bars or advice in our log, no
+    spinning.
+
+    Args:
+        file: where their warnings go instead; nowhere when None.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # torch's threads sleep while they wait for each other instead of spinning: where anything else runs on the cores
+    # (the console, on a laptop) spinning made the same work three to five times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.captureWarnings(True)
     handler = logging.FileHandler(file, delay=True) if file else logging.NullHandler()
     logging.getLogger("py.warnings").addHandler(handler)
