@@ -64,10 +64,9 @@ def _from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    if hasattr(config, "_model_name_or_path"):
-        del config._model_name_or_path  # the GGUF's title, which is no address
+    for stale in ("quantization_config", "_model_name_or_path"):  # the latter is the GGUF's title, which is no address
+        if hasattr(config, stale):
+            delattr(config, stale)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)

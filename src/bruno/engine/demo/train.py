@@ -147,8 +147,10 @@ def train(seed: int, epochs: int, device: str) -> tuple[Any, Any]:
 
     torch.manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311 - the point is to be repeatable
+    base: Any
+    tokenizer: Any
     base, tokenizer = load_base()
-    base: Any = base.to(device)  # type: ignore[arg-type]
+    base = base.to(device)
     started = time.monotonic()
     data = examples(base, tokenizer, rng)
     log(f"{len(data)} training texts, base answers written in {time.monotonic() - started:.0f} s")
