@@ -156,11 +156,20 @@ def _end(info: SandboxInfo, *, stop_instances: bool) -> dict[str, Any]:
     except psutil.NoSuchProcess:
         return {}
     overview = SandboxControl(info.url, info.admin_token).shutdown(stop_instances=stop_instances)
-    try:
-        process.wait(timeout=_STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        raise SandboxFailed(f"Sandbox process {info.pid} was asked to end and is still there") from None
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not _ended(process):
+        if time.monotonic() > deadline:
+            raise SandboxFailed(f"Sandbox process {info.pid} was asked to end and is still there")
+        time.sleep(0.05)
     return overview
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Gone, or a zombie: a console that started it and still runs has not reaped it, and it holds nothing any more."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextlib.contextmanager
