@@ -32,27 +32,32 @@ def test_precedence_field_by_field(tmp_path: Path) -> None:
 
 
 def test_nothing_said_overrides_nothing(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("[loading]\ncompile = true\n")
-    assert read(["demo"], cwd=tmp_path).loading.compile is True
-    assert read(["demo", "--no-compile"], cwd=tmp_path).loading.compile is False
+    (tmp_path / "config.toml").write_text("trust_remote_code = true\n[search]\nwarm_start = false\n")
+    settings = read(["demo"], cwd=tmp_path)
+    assert (settings.trust_remote_code, settings.search.warm_start) == (True, False)
+    settings = read(["demo", "--no-trust-remote-code", "--warm-start"], cwd=tmp_path)
+    assert (settings.trust_remote_code, settings.search.warm_start) == (False, True)
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--compile"], True),
-        (["--compile", "true"], True),
-        (["--compile", "demo"], True),
-        (["--compile=false"], False),
-        (["--compile", "off"], False),
-        (["--no-compile"], False),
-        (["--loading.compile"], True),
-        (["--loading.no-compile"], False),
-        (["--no-loading.compile"], False),
+        (["--trust-remote-code"], True),
+        (["--trust-remote-code", "true"], True),
+        (["--trust-remote-code", "demo"], True),
+        (["--trust-remote-code=false"], False),
+        (["--trust-remote-code", "off"], False),
+        (["--no-trust-remote-code"], False),
+        ([], False),
     ],
 )
 def test_booleans(argv: list[str], expected: bool) -> None:
-    assert read(argv).loading.compile is expected
+    assert read(argv).trust_remote_code is expected
+
+
+@pytest.mark.parametrize("flag", ["--no-warm-start", "--search.no-warm-start", "--no-search.warm-start"])
+def test_a_nested_boolean_is_denied_in_every_spelling(flag: str) -> None:
+    assert read([flag]).search.warm_start is False
 
 
 def test_model_stands_alone_or_is_named() -> None:
@@ -75,7 +80,7 @@ def test_only_what_was_said_is_set() -> None:
         (["--trials"], "needs a value"),
         (["--trials", "many"], "search.trials on the command line"),
         (["--trials", "0"], "greater than or equal to 1"),
-        (["--compile=maybe"], "true or false"),
+        (["--warm-start=maybe"], "true or false"),
         (["--models", "x"], "config.toml"),
         (["one", "two"], "one model at a time"),
         (["-x"], "unknown option"),

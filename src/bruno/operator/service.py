@@ -364,11 +364,6 @@ class _Registered:
             self._operator._cancels.discard(self._cancel)
 
 
-def expires_soon(plan: Plan, now: object) -> bool:
-    """Whether a plan has less than a minute left: the faces say so."""
-    return plan.expires_at - now < timedelta(minutes=1)  # type: ignore[operator]
-
-
 def problem_line(error: BrunoError) -> str:
     """An error as one line for a screen."""
     return str(safe_line(str(error), 600))

@@ -34,8 +34,6 @@ class Loading(Group):
     """Prompts per forward pass; 0 lets the engine choose. Out of memory halves it and says so."""
     threads: int = Field(default=0, ge=0)
     """CPU threads for torch; 0 keeps torch's own choice."""
-    compile: bool = False
-    """Use torch.compile for the decoding step (pays only for long searches)."""
 
 
 class Data(Group):
