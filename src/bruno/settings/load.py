@@ -132,7 +132,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Split arguments into settings and what stands alone. `--` ends the settings.
 
     Accepts `--search.trials 8`, `--search.trials=8`, the short `--trials 8` where the leaf is unique, kebab or snake case,
-    and booleans as `--compile`, `--no-compile`, `--compile true`.
+    and booleans as `--warm-start`, `--no-warm-start`, `--warm-start true`.
     """
     values: dict[str, Any] = {}
     positional: list[str] = []
