@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import InputError
+from bruno.errors import BrunoError, InputError
 from bruno.guard.permit import Origin
 from bruno.guard.sanitise import safe_line
 from bruno.intents import (
@@ -237,7 +237,7 @@ def _trouble(operator: Operator, intent: ReportTrouble, *_: Any) -> Reply:
     try:
         if instance is not None:
             host = open_host(instance, world)
-    except Exception as error:  # noqa: BLE001 - whatever keeps the machine silent is evidence to show, not a reason to stop looking
+    except BrunoError as error:  # why the machine is silent is evidence to show, not a reason to stop looking
         notes.append(f"the machine could not be asked: {error}")
     try:
         evidence = gather(world, run, host)
@@ -258,7 +258,9 @@ def _trouble(operator: Operator, intent: ReportTrouble, *_: Any) -> Reply:
     rows.append(("provider status", instance.state.value if instance else "gone or unknown", "provider", ""))
     head = f"discrepancy: you say {safe_line(intent.words)!r}. This is what each source says about {run.run_id}"
     if before:
-        head += f". You raised this {len(before)} time(s) before: nothing new is started until you say what you want"
+        head += (
+            f". You raised this {len(before)} time(s) before: look at the sources below before anything else is started"
+        )
     return Answer(text=". ".join([head, *notes, *evidence.disagreements]), rows=tuple(rows))
 
 
