@@ -70,7 +70,7 @@ def test_only_the_two_confirm_files_mint() -> None:
         ("import bruno.cli", {"torch", "textual", "sqlmodel", "vastai", "anthropic", "transformers"}),
         ("import bruno.tui.app", {"torch", "transformers", "sqlmodel", "vastai", "anthropic"}),
         ("import bruno.operator.service, bruno.operator.answers", {"torch", "transformers", "anthropic", "textual"}),
-        ("import bruno.engine, bruno.engine.events, bruno.engine.refusals", {"torch", "transformers"}),
+        ("import bruno.engine, bruno.engine.events, bruno.engine.scoring.refusals", {"torch", "transformers"}),
     ],
 )
 def test_doors_stay_light(code: str, absent: set[str]) -> None:

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from bruno.engine.architectures import decoder_config, find_writers
-from bruno.engine.loading import LoadedModel
+from bruno.engine.model.architectures import decoder_config, find_writers
+from bruno.engine.model.loading import LoadedModel
 
 VOCABULARY = 300
 COMMON = {

@@ -7,8 +7,8 @@ import weakref
 import pytest
 
 from bruno.engine import chat
-from bruno.engine.chat_format import encode_conversation
 from bruno.engine.log import printable
+from bruno.engine.model.chat_format import encode_conversation
 from bruno.settings.engine import EngineSettings
 from tests.engine.models import loaded_model
 

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from bruno.engine.behaviours import load_behaviour, with_defaults
 from bruno.engine.command import load_settings, main
+from bruno.engine.data.behaviours import load_behaviour, with_defaults
 from bruno.engine.events import parse_event
 from bruno.engine.folder import run_folder
 from bruno.engine.log import one_line

@@ -10,7 +10,7 @@ import torch
 
 from bruno.engine.folder import DIRECTIONS_FILE, FolderInUse, load_directions, run_folder, save_directions, write_whole
 from bruno.errors import InputError
-from tests.engine.test_edits import random_directions
+from tests.engine.edits.test_build import random_directions
 
 HOLD = """
 import sys

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bruno.engine import events as ev
-from bruno.engine import export as export_module
-from bruno.engine.chat_format import encode
-from bruno.engine.export import ExportFailed
+from bruno.engine.export import write as export_module
+from bruno.engine.export.write import ExportFailed
+from bruno.engine.model.chat_format import encode
 from bruno.engine.run import run, short_name
-from bruno.engine.scores import kl_divergence, wilson_interval
-from bruno.engine.search import StudyMismatch
+from bruno.engine.scoring.scores import kl_divergence, wilson_interval
+from bruno.engine.search.study import StudyMismatch
 from bruno.errors import BrunoError
 from bruno.settings.engine import EngineSettings
 from tests.engine.models import tiny_model, tiny_tokenizer
@@ -231,7 +231,7 @@ def test_a_study_without_scores_says_so(material, tmp_path, monkeypatch):
     def broken(self, edits, rows=0):
         raise MemoryError
 
-    monkeypatch.setattr("bruno.engine.scores.Scorer.score", broken)
+    monkeypatch.setattr("bruno.engine.scoring.scores.Scorer.score", broken)
     with pytest.raises(BrunoError, match="No trial has a score"):
         start(material, tmp_path, search={"trials": 1})
 

@@ -19,11 +19,11 @@ from typing import IO, Any
 import torch
 from transformers import TextStreamer
 
-from bruno.engine.chat_format import encode_conversation
 from bruno.engine.events import Emit
-from bruno.engine.loading import LoadedModel, load
 from bruno.engine.log import Emitter, printable
-from bruno.engine.refusals import RefusalDetector
+from bruno.engine.model.chat_format import encode_conversation
+from bruno.engine.model.loading import LoadedModel, load
+from bruno.engine.scoring.refusals import RefusalDetector
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
 

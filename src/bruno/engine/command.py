@@ -135,7 +135,7 @@ def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
     """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
     tame_libraries(folder / "libraries.log")  # before anything imports them
     from bruno.engine.run import run
-    from bruno.engine.search import STORAGE_ERRORS, innermost
+    from bruno.engine.search.study import STORAGE_ERRORS, innermost
 
     try:
         return 0 if run(settings, folder, emit) else INTERRUPTED

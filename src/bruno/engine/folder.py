@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from bruno.errors import BrunoError, InputError
 
 if TYPE_CHECKING:
-    from bruno.engine.directions import DirectionSet
+    from bruno.engine.directions.find import DirectionSet
 
 DIRECTIONS_FILE = "directions.safetensors"
 STUDY_FILE = "study.sqlite3"
@@ -90,7 +90,7 @@ def load_directions(folder: Path, key: str) -> DirectionSet | None:
     """The directions that were kept under this key; None when there are none, others, or a file that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
-    from bruno.engine.directions import DirectionSet
+    from bruno.engine.directions.find import DirectionSet
 
     try:
         with safe_open(folder / DIRECTIONS_FILE, framework="pt") as file:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bruno import __version__
-from bruno.engine.choice import pareto_front
 from bruno.engine.events import HeldOut
 from bruno.engine.folder import REPORT_FILE, write_json
-from bruno.engine.search import FinishedTrial, finished_trials
+from bruno.engine.search.choice import pareto_front
+from bruno.engine.search.study import FinishedTrial, finished_trials
 
 if TYPE_CHECKING:
     from bruno.engine.run import Run

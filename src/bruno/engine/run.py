@@ -22,12 +22,11 @@ from pathlib import Path
 import optuna
 
 from bruno import __version__
-from bruno.engine.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
-from bruno.engine.capture import capture
-from bruno.engine.chat_format import EncodedPrompts, encode
-from bruno.engine.choice import choose, pareto_front
-from bruno.engine.directions import DirectionSet, find_directions
-from bruno.engine.edits import TrialEdit, build_edits
+from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
+from bruno.engine.data.prompts import PromptSets, load_prompt_sets
+from bruno.engine.directions.find import DirectionSet, find_directions
+from bruno.engine.edits.build import TrialEdit, build_edits
+from bruno.engine.edits.session import EditSession
 from bruno.engine.events import (
     Emit,
     Finished,
@@ -39,16 +38,25 @@ from bruno.engine.events import (
     RunStarted,
     TrialSelected,
 )
-from bruno.engine.export import export
-from bruno.engine.fingerprint import fingerprint
+from bruno.engine.export.write import export
 from bruno.engine.folder import STUDY_FILE, load_directions, save_directions
-from bruno.engine.loading import LoadedModel, load
-from bruno.engine.prompts import PromptSets, load_prompt_sets
+from bruno.engine.model.capture import capture
+from bruno.engine.model.chat_format import EncodedPrompts, encode
+from bruno.engine.model.loading import LoadedModel, load
 from bruno.engine.report import card, write_report
-from bruno.engine.scores import Scorer, Scores, wilson_interval
-from bruno.engine.search import FinishedTrial, Plan, finished_trials, open_study, remaining, search, stop_on_signals
-from bruno.engine.session import EditSession
-from bruno.engine.space import Space
+from bruno.engine.scoring.scores import Scorer, Scores, wilson_interval
+from bruno.engine.search.choice import choose, pareto_front
+from bruno.engine.search.fingerprint import fingerprint
+from bruno.engine.search.space import Space
+from bruno.engine.search.study import (
+    FinishedTrial,
+    Plan,
+    finished_trials,
+    open_study,
+    remaining,
+    search,
+    stop_on_signals,
+)
 from bruno.errors import BrunoError
 from bruno.settings.engine import EngineSettings
 

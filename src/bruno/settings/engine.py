@@ -54,12 +54,71 @@ class Data(Group):
 
 
 class Directions(Group):
-    """How the direction that carries the behaviour is found."""
+    """How the direction that carries the behaviour is found. The methods compose; each says when it cannot apply."""
 
     winsorize_quantile: float = Field(default=1.0, gt=0.5, le=1.0)
     """Clamp each residual vector to this quantile of its absolute values before averaging (1 = off)."""
     project_good_mean: bool = True
     """Remove from each direction its component along the good prompts' mean of the same layer (projected abliteration)."""
+    contrastive_pca: bool = False
+    """Take `n_directions` directions by contrastive PCA about the good mean instead of the mean difference alone."""
+    n_directions: int = Field(default=3, ge=1, le=16)
+    """Directions that contrastive PCA keeps at each layer."""
+    pca_alpha: float = Field(default=1.0, ge=0)
+    """Weight of the good prompts' spread in contrastive PCA (0 = plain PCA of the bad prompts about the good mean)."""
+    direction_weights: Literal["eigenvalues", "softmax"] = "eigenvalues"
+    """Relative strength of several directions: their eigenvalues' shares, or the softmax of the standardised eigenvalues."""
+    supervised_probe: bool = False
+    """Train a probe per layer on prompts that the model refuses against prompts that it answers, and use its normal."""
+    min_probe_accuracy: float = Field(default=0.65, gt=0.5, le=1)
+    """Balanced accuracy in cross-validation below which a layer's probe is not used."""
+    ensemble_weight_probe: float = Field(default=0.7, ge=0)
+    """Share of the probe in the ensemble direction."""
+    ensemble_weight_pca: float = Field(default=0.3, ge=0)
+    """Share of the first contrastive PCA direction (or of the mean difference) in the ensemble direction."""
+    concept_cones: bool = False
+    """Cluster the bad prompts and remove a direction for each cluster."""
+    n_concept_cones: int = Field(default=5, ge=2)
+    """Most clusters that are tried."""
+    min_cone_size: int = Field(default=10, ge=2)
+    """Fewest prompts in a cluster."""
+    min_silhouette_score: float = Field(default=0.1, ge=-1, le=1)
+    """Silhouette score below which the prompts do not fall into clusters."""
+    activation_calibration: bool = False
+    """Scale every strength by how strongly the bad prompts activate the direction."""
+    activation_calibration_percentile: float = Field(default=0.75, gt=0, lt=1)
+    """Percentile of the bad prompts' activations along the direction that is compared with their mean."""
+    activation_calibration_layer_frac: float = Field(default=0.6, ge=0, le=1)
+    """Where it is measured, as a share of the depth. The factor is kept between 0.5 and 2."""
+    refinement_rounds: int = Field(default=0, ge=0, le=10)
+    """Rounds of iterative refinement: capture again with the edit active and add the direction that is left."""
+    min_direction_magnitude: float = Field(default=0.1, gt=0)
+    """Refinement stops when the classes are less than this share of their first distance apart."""
+    max_kl_per_round: float = Field(default=0.5, gt=0)
+    """Refinement stops when a round's edit costs more than this first-token KL divergence (nats)."""
+
+
+class Protection(Group):
+    """What must stay in the model: components that are removed from every direction, in this order."""
+
+    orthogonalize_directions: bool = False
+    """Remove from every direction the helpfulness direction (helpful prompts against plain text)."""
+    helpful: str = "mlabonne/harmless_alpaca::split=train[400:800],column=text"
+    """Prompts that ask for help, for the helpfulness direction."""
+    plain: str = "Salesforce/wikitext::config=wikitext-2-raw-v1,split=train[:2000],column=text"
+    """Plain text that asks for nothing, for the helpfulness and the sacred directions."""
+    sacred_directions: bool = False
+    """Remove from every direction what separates capability prompts from plain text, so that an edit cannot touch it."""
+    n_sacred_directions: int = Field(default=5, ge=1)
+    """How many such directions are protected at each layer."""
+    sacred: str = "cais/mmlu::config=all,split=test[:400],column=question"
+    """Capability prompts for the sacred directions."""
+    sacred_overlap_threshold: float = Field(default=0.3, gt=0, le=1)
+    """Overlap of a direction with the sacred ones above which the run stops."""
+    allow_sacred_overlap: bool = False
+    """Go on above that threshold, with a warning."""
+    plain_count: int = Field(default=200, ge=4)
+    """How many plain texts, helpful and capability prompts are used at most, each."""
 
 
 class Edit(Group):
@@ -67,6 +126,24 @@ class Edit(Group):
 
     norm_mode: Literal["column", "none", "row", "frobenius"] = "column"
     """Which norms of an edited weight are kept. Only column norms commute exactly with removing a direction."""
+    layer_profile: list[float] = []
+    """Factors on every strength, spread evenly from the first block to the last and interpolated ([] = none)."""
+    compliance_addition: bool = False
+    """Add the direction from refused to answered bad prompts (CAA) on the attention writers."""
+    caa_strength: float = Field(default=0.3, gt=0)
+    """How much of it is added, relative to the edit's strength in the same block."""
+    caa_max_overlap: float = Field(default=0.5, gt=0, le=1)
+    """Largest |cosine| between it and the removed direction; above, it is left out with a notice."""
+    heads: bool = False
+    """Edit only the attention heads that write the direction, instead of whole attention outputs."""
+    head_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of all heads that are edited, those that write most of the direction first."""
+    router: float = Field(default=0.0, ge=0, le=1)
+    """Share of the direction that experts' routers are made blind to (0 = routers stay)."""
+    expert_share: float = Field(default=1.0, gt=0, le=1)
+    """Edit only the experts that serve this share of the bad prompts' tokens, the busiest first (1 = all experts)."""
+    min_routing_health: float = Field(default=0.5, ge=0, le=1)
+    """Routing entropy on good prompts, as a share of its largest value, below which a trial is rejected."""
 
 
 class Search(Group):
@@ -107,6 +184,10 @@ class Scoring(Group):
     """Answer positions of the base model's greedy answer over which KL is also averaged (1 = the first token alone)."""
     held_out: bool = True
     """After the choice, report on prompts that the search never saw."""
+    neural_detection_model: str = ""
+    """A zero-shot NLI model (hub id or folder) that gives a second count of refusals, reported as its own ("" = none)."""
+    judge: str = ""
+    """A chat model (hub id or folder) that is asked yes or no for each held-out answer, reported as its own ("" = none)."""
 
 
 class Export(Group):
@@ -118,6 +199,8 @@ class Export(Group):
     """Folder name of the saved model ("" = the model's name with -bruno)."""
     max_free_check: bool = True
     """Refuse to start writing when the disk lacks room for the model."""
+    adapter: bool = False
+    """Also write the edit as a PEFT adapter (LoRA of the edit's own rank), where the edit has one."""
 
 
 class EngineSettings(Group):
@@ -140,6 +223,7 @@ class EngineSettings(Group):
     loading: Loading = Loading()
     data: Data = Data()
     directions: Directions = Directions()
+    protection: Protection = Protection()
     edit: Edit = Edit()
     search: Search = Search()
     scoring: Scoring = Scoring()

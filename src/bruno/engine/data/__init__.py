@@ -1,0 +1,1 @@
+"""Behaviours as TOML files, and where prompts come from."""

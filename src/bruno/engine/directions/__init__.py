@@ -1,0 +1,1 @@
+"""The directions that carry a behaviour: extracted from captures, composed, protected. Pure on tensors."""

@@ -1,0 +1,69 @@
+"""The algebra that every extraction is made of: pure functions on tensors, means and products in fp64.
+
+Captures come in as [n, L + 1, d] fp32, directions are [L + 1, d] or [L + 1, k, d]. Knows nothing of models or settings.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# A difference smaller than this share of the mean's length is rounding (the embedding of a shared last token, say).
+_NOTHING = 1e-6
+
+
+def mean(sample: torch.Tensor) -> torch.Tensor:
+    """Mean over prompts in fp64, [n, L + 1, d] -> [L + 1, d], one layer at a time to spare memory."""
+    return torch.stack([sample[:, layer].double().mean(0) for layer in range(sample.shape[1])])
+
+
+def mean_difference(bad: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+    """normalise(mean bad - mean good) per layer, [L + 1, d] fp64; zero where the means agree to rounding.
+
+    Source: the difference of class means, as in Arditi et al. 2024, "Refusal in Language Models Is Mediated by a
+    Single Direction".
+    """
+    bad_mean, good_mean = mean(bad), mean(good)
+    difference = bad_mean - good_mean
+    scale = torch.linalg.vector_norm(good_mean, dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
+    return torch.where(length > _NOTHING * scale, normalise(difference), torch.zeros_like(difference))
+
+
+def project_out(vectors: torch.Tensor, from_span: torch.Tensor) -> torch.Tensor:
+    """Vectors without their component in a span, per layer, fp64.
+
+    Args:
+        vectors: [L + 1, d].
+        from_span: [L + 1, m, d], any m vectors; they need be neither unit nor orthogonal.
+    """
+    basis = torch.linalg.qr(from_span.double().transpose(-1, -2)).Q  # [L + 1, d, m]
+    vectors = vectors.double()
+    for _ in range(2):  # the second pass removes what rounding left of the first
+        vectors = vectors - (basis @ (basis.transpose(-1, -2) @ vectors[..., None]))[..., 0]
+    return vectors
+
+
+def normalise(vectors: torch.Tensor) -> torch.Tensor:
+    """Unit vectors along the last axis; zero stays zero."""
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return torch.where(length > 1e-12, vectors / length.clamp_min(1e-30), torch.zeros_like(vectors))
+
+
+def separation(bad: torch.Tensor, good: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Distance of the class means along v in pooled standard deviations (d'), per layer: [L + 1] fp32."""
+    along_bad = torch.einsum("nld,ld->nl", bad, vectors.to(bad)).double()
+    along_good = torch.einsum("nld,ld->nl", good, vectors.to(good)).double()
+    spread = ((along_bad.var(0) + along_good.var(0)) / 2).sqrt()
+    gap = along_bad.mean(0) - along_good.mean(0)
+    return torch.where(spread > 0, gap / spread.clamp_min(1e-30), torch.zeros_like(gap)).float()
+
+
+def winsorise(vectors: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Clamp each vector (last axis) to the q-quantile of its own absolute values, so that no outlier dimension rules
+    a mean. 0.5 < q <= 1; 1 changes nothing."""
+    if quantile >= 1:
+        return vectors
+    count = vectors.shape[-1]
+    rank = min(count, max(1, round(quantile * count)))
+    limit = vectors.abs().kthvalue(rank, dim=-1, keepdim=True).values
+    return vectors.clamp(-limit, limit)

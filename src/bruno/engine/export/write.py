@@ -1,0 +1,188 @@
+"""Write the reshaped model: every file of the source byte for byte, and the edited tensors' bytes replaced.
+
+An edited tensor keeps its shape and data type, so a shard is copied whole and only the bytes of edited tensors are
+written over, one tensor in memory at a time. All happens in a hidden folder beside the target, which is verified and
+renamed at the end: a crash, a full disk or Ctrl-C leaves no half model. Touches nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from humanize import naturalsize
+
+from bruno.engine.edits.bake import bake_bias, bake_weight
+from bruno.engine.edits.build import EditBatch
+from bruno.engine.events import Emit, Notice
+from bruno.engine.model.checkpoint import StoredTensor, StoredWriter, read_header, stored_writers, weight_files
+from bruno.engine.model.loading import LoadedModel
+from bruno.errors import BrunoError, InputError
+
+_SPARE = 64 * 2**20  # bytes that must stay free beside the model
+_NOT_THE_MODEL = {".git", ".cache", "__pycache__"}
+_BASE_CARD = "README.base-model.md"
+
+
+class ExportFailed(BrunoError):
+    """The model could not be written. Nothing half-written is left, and the study is untouched."""
+
+
+def export(
+    loaded: LoadedModel,
+    batch: EditBatch,
+    folder: Path,
+    *,
+    emit: Emit,
+    trial: int = 0,
+    card: Mapping[str, str] | None = None,
+    check_room: bool = True,
+) -> Path:
+    """Write the model with one trial's edit baked in to `folder`, which must not exist yet, and return it.
+
+    The caller reports `ModelSaved`.
+
+    Args:
+        batch: edits made for `loaded.writers`.
+        trial: which of the batch's trials.
+        card: lines for the model card, name to value: settings, scores.
+        check_room: refuse before the first byte when the disk lacks room.
+
+    Raises:
+        InputError: the folder exists, or the source files are not the model's any more.
+        ExportFailed: no room, or writing failed (a full disk).
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists already", fix="Choose another export.name, or move it away")
+    stored = [writer for writer in stored_writers(loaded.source, loaded.writers) if writer.index in batch.edits]
+    files = _source_files(loaded.source)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if partial.exists():
+            emit(Notice(text=f"Removing {partial}, left by an export that was cut off", level="warning"))
+            shutil.rmtree(partial)
+        if check_room:
+            _check_room(loaded.source, files, folder.parent)
+        partial.mkdir()
+        _copy(loaded.source, files, partial)
+        for writer in stored:
+            _rewrite(loaded, batch, trial, writer, partial)
+        _write_card(loaded, partial, len(stored), card or {})
+        _verify(loaded.source, partial)
+        _sync(partial)
+        partial.rename(folder)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise ExportFailed(
+            f"The model could not be written to {folder}: {reason}",
+            fix="Nothing was left behind; make room and export again",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _source_files(source: Path) -> list[Path]:
+    """Every file of the model, relative to its folder."""
+    relative = (path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file())
+    return [path for path in relative if not _NOT_THE_MODEL & set(path.parts)]
+
+
+def _check_room(source: Path, files: list[Path], parent: Path) -> None:
+    needed = sum((source / file).stat().st_size for file in files) + _SPARE
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ExportFailed(
+            f"Saving the model needs {naturalsize(needed, binary=True)} in {parent}, {naturalsize(free, binary=True)} are free",
+            fix="Make room, or set out to a folder on a larger disk",
+        )
+
+
+def _copy(source: Path, files: list[Path], target: Path) -> None:
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)  # follows the hub cache's links
+
+
+def _rewrite(loaded: LoadedModel, batch: EditBatch, trial: int, writer: StoredWriter, target: Path) -> None:
+    """Replace the bytes of one writer's weight, and bias where it has one."""
+    edit = batch.edits[writer.index]
+    device = edit.read.device
+    transposed = loaded.writers[writer.index].transposed
+    weight = _read(loaded.source, writer.weight).to(device)
+    _replace(target, writer.weight, bake_weight(weight, edit, trial, transposed=transposed))
+    if writer.bias is not None:
+        _replace(target, writer.bias, bake_bias(_read(loaded.source, writer.bias).to(device), edit, trial))
+
+
+def _read(folder: Path, stored: StoredTensor) -> torch.Tensor:
+    with (folder / stored.file).open("rb") as stream:
+        stream.seek(stored.begin)
+        data = bytearray(stream.read(stored.end - stored.begin))
+    return torch.frombuffer(data, dtype=stored.dtype).reshape(stored.shape)
+
+
+def _replace(folder: Path, stored: StoredTensor, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise ExportFailed(f"The edit makes {stored.key} overflow {stored.dtype}", fix="Choose another trial")
+    data = tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    if len(data) != stored.end - stored.begin:
+        raise ExportFailed(f"The edited {stored.key} has {len(data)} bytes, not {stored.end - stored.begin}")
+    with (folder / stored.file).open("r+b") as stream:
+        stream.seek(stored.begin)
+        stream.write(data)
+
+
+def _verify(source: Path, target: Path) -> None:
+    """The copy's index and headers are whole and name what the source's do; its configuration parses."""
+    if weight_files(target) != weight_files(source):
+        raise ExportFailed(f"The copy of {source} has other weight files")
+    for file in weight_files(source):
+        if read_header(target / file) != read_header(source / file):
+            raise ExportFailed(f"The copy of {source / file} has another header")
+    json.loads((target / "config.json").read_text())
+
+
+def _sync(folder: Path) -> None:
+    """Have the system write everything down before the folder gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _write_card(loaded: LoadedModel, target: Path, writers: int, card: Mapping[str, str]) -> None:
+    """README.md: what was done and what it may change. The base model's own card stays beside it."""
+    readme = target / "README.md"
+    if readme.exists():
+        readme.rename(target / _BASE_CARD)
+    base = loaded.name if "/" in loaded.name and not Path(loaded.name).exists() else None
+    data = ModelCardData(base_model=base, library_name="transformers", tags=["bruno", "abliteration"])
+    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
+    readme.write_text(
+        f"""---
+{data.to_yaml()}
+---
+
+# {target.name.removeprefix(".").removesuffix(".partial")}
+
+{loaded.name}, with a behaviour removed by a weight edit (bruno). {writers} of {len(loaded.writers)} matrices that write
+to the residual stream were changed; every other tensor and file is the base model's, byte for byte.
+
+| | |
+|---|---|
+{rows}
+
+The edit was chosen by a search on prompts of one behaviour. Other behaviours may have changed too, safety behaviour
+among them: evaluate the model before relying on it. The base model's licence still holds.
+""",
+        encoding="utf-8",
+    )

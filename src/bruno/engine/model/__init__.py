@@ -1,0 +1,1 @@
+"""The model: read into memory, its writers known, prompts encoded, answers generated, residuals captured."""

@@ -1,0 +1,263 @@
+"""Read a model into memory: the demo, a local folder or a hub id; a data type that gives finite numbers.
+
+May read the model's files, and the network through huggingface_hub. Every step back (a data type that failed) is an
+event; nothing of the model is removed or replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bruno.engine.events import Emit, Fallback, ModelLoaded
+from bruno.engine.model.architectures import Writer, decoder_config, find_writers
+from bruno.engine.model.chat_format import pad_token
+from bruno.engine.model.checkpoint import stored_writers
+from bruno.engine.model.memory import is_out_of_memory
+from bruno.errors import BrunoError, InputError
+from bruno.settings.engine import EngineSettings, Loading
+from bruno.settings.paths import paths
+
+# Everything a model folder may hold but weights in other formats (original/, *.bin beside safetensors, ONNX, GGUF ...).
+_SKIPPED_FILES = ["*.bin", "*.pth", "*.pt", "*.onnx", "*.gguf", "*.h5", "*.msgpack", "original/*", "*.ckpt"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be searched.
+
+    Attributes:
+        model: in evaluation mode, no gradients.
+        tokenizer: pads on the left, always has a pad token.
+        device: where inputs go.
+        dtype: the data type that loaded and gave finite logits.
+        source: local folder with the original files; export copies from it.
+        name: what was asked for (hub id, folder, or "demo").
+        family: model_type of the decoder's config, e.g. "llama"; warm starts are keyed by it.
+        writers: from `architectures.find_writers`.
+        layers: number of decoder blocks L.
+        hidden_size: d.
+        default_rows: prompts in one pass where nobody says otherwise.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    source: Path
+    name: str
+    family: str
+    writers: list[Writer]
+    layers: int
+    hidden_size: int
+    default_rows: int
+
+
+def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
+    """Load `settings.model` as `settings.loading` says.
+
+    Raises:
+        InputError: no such model, gated, offline, custom code without `trust_remote_code`, no such device; says which
+            and what to do; or files that `export` could not edit.
+        UnsupportedModel: the architecture cannot be edited whole.
+        BrunoError: no data type gave finite logits.
+    """
+    started = time.monotonic()
+    if settings.loading.threads:
+        torch.set_num_threads(settings.loading.threads)
+    source = locate(settings)
+    device = _device(settings.loading.device)
+    tokenizer = _tokenizer(source, settings)
+    model = _model(source, settings, device, emit)
+    writers = find_writers(model)
+    if settings.export.save:
+        stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
+    config = decoder_config(model)
+    emit(
+        ModelLoaded(
+            model=settings.model,
+            family=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            seconds=time.monotonic() - started,
+        )
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        device=model.device,
+        dtype=model.dtype,
+        source=source,
+        name=settings.model,
+        family=config.model_type,
+        writers=writers,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        default_rows=settings.loading.batch_size or (32 if model.device.type == "cpu" else 128),
+    )
+
+
+def locate(settings: EngineSettings) -> Path:
+    """The local folder with the model's files: given, made (the demo), or downloaded from the hub.
+
+    Raises:
+        InputError: it is not there, and why.
+    """
+    name = settings.model
+    if not name:
+        raise InputError("No model was named", fix="Say --model with a hub id, a folder, or demo")
+    if name == "demo":
+        from bruno.engine.demo import materialise  # its GGUF reader is only needed here
+
+        return materialise(paths().cache / "demo")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no model: it has no config.json", fix="Name the folder that has one")
+        return folder.resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise InputError(
+            f"There is no model folder {name}", fix="Give an existing folder, or a hub id such as owner/name"
+        )
+    try:
+        return Path(snapshot_download(name, revision=settings.revision or None, ignore_patterns=_SKIPPED_FILES))
+    except hub_errors.GatedRepoError as error:
+        raise InputError(
+            f"{name} is gated on the hub",
+            fix="Accept its terms on its page, and set HF_TOKEN to a token that may read it",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{name} has no revision {settings.revision}", fix="Leave revision empty for the default"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise InputError(f"The hub has no model {name}", fix="Check the name; private ones need HF_TOKEN") from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{name} is not on this machine and the hub cannot be reached", fix="Connect, or give a local folder"
+        ) from error
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
+        raise InputError(f"{name} could not be downloaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _device(wanted: str) -> str | torch.device:
+    """ "auto" for accelerate's map over several GPUs, else one device."""
+    if wanted == "auto":
+        if torch.cuda.device_count() > 1:
+            return "auto"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"There is no device {wanted} here: {first_line(error)}", fix="Say cpu, cuda or auto"
+        ) from error
+    return device
+
+
+def _tokenizer(source: Path, settings: EngineSettings) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unloadable("tokenizer", settings, error) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token(tokenizer))
+    return tokenizer
+
+
+def _unloadable(part: str, settings: EngineSettings, error: Exception) -> InputError:
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"The {part} of {settings.model} needs the repository's own Python code",
+            fix="Read that code, then say --trust-remote-code",
+        )
+    return InputError(f"The {part} of {settings.model} cannot be loaded: {first_line(error)}")
+
+
+def _model(source: Path, settings: EngineSettings, device: str | torch.device, emit: Emit) -> PreTrainedModel:
+    """The first data type of `loading.dtype` that loads and gives finite logits."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unloadable("configuration", settings, error) from error
+    names = dict.fromkeys(_resolve(name, config, device) for name in settings.loading.dtype)
+    reason = "no data type was given"
+    for position, name in enumerate(names):
+        try:
+            model = _read(source, settings, device, getattr(torch, name))
+            reason = _probe(model)
+        except (OSError, ImportError, KeyError) as error:
+            raise _unloadable("weights", settings, error) from error
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise BrunoError(
+                    f"Memory does not hold {settings.model} in {name}",
+                    fix="Choose a larger GPU or --loading.quantization nf4",
+                ) from error
+            if "trust_remote_code" in str(error):
+                raise _unloadable("weights", settings, error) from error
+            reason = first_line(error)
+        if not reason:
+            return model
+        following = list(names)[position + 1 :]
+        if following:
+            emit(Fallback(method=f"data type {name}", reason=reason, instead=following[0]))
+    raise BrunoError(f"{settings.model} does not run in {', '.join(names)}: {reason}")
+
+
+def _resolve(name: str, config, device: str | torch.device) -> str:
+    """The torch name of a data type; "auto" is the checkpoint's own, or fp32 on a CPU that would only emulate it."""
+    if name != "auto":
+        return name
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    if str(device).startswith("cpu") and stored != "float32":
+        able = torch.cpu.get_capabilities()
+        native = stored == "bfloat16" and (able.get("amx_bf16") or able.get("avx512_bf16"))
+        return stored if native else "float32"
+    return stored
+
+
+def _read(source: Path, settings: EngineSettings, device: str | torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    arguments: dict = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
+    arguments["device_map"] = device if isinstance(device, str) else {"": device}
+    if settings.loading.quantization != "none":
+        arguments["quantization_config"] = _quantization(settings.loading, dtype)
+    model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    return model.eval().requires_grad_(False)
+
+
+def _quantization(loading: Loading, dtype: torch.dtype):
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"--loading.quantization {loading.quantization} needs bitsandbytes", fix="pip install bitsandbytes"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if loading.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel) -> str:
+    """Why the model is no use in its data type, "" when a short pass gives finite logits."""
+    ids = torch.arange(1, 17, device=model.device)[None] % decoder_config(model).vocab_size
+    logits = model(input_ids=ids, use_cache=False).logits
+    return "" if torch.isfinite(logits).all() else "its logits are not finite"

@@ -1,0 +1,175 @@
+"""Score edits: raw refusal counts, KL divergence from the untouched model, and intervals for counts.
+
+Reads the model through `generate.py`; keeps the base model's next-token distributions, which every trial is compared
+with. Nothing here knows how trials are proposed or recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bruno.engine.directions.find import DirectionSet
+from bruno.engine.edits.build import TrialEdit, build_edits
+from bruno.engine.edits.session import EditSession
+from bruno.engine.events import Emit
+from bruno.engine.model.chat_format import encode
+from bruno.engine.model.generate import PreparedPrompts, answer_logprobs, first_token_logprobs, generate, prepare
+from bruno.engine.model.loading import LoadedModel
+from bruno.engine.scoring.refusals import RefusalDetector
+from bruno.settings.engine import EngineSettings
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one edit costs and gains.
+
+    Attributes:
+        refusals: raw count of bad prompts still refused, 0 to `prompts`.
+        prompts: how many bad prompts were answered.
+        kl: KL(base || edited) of the first answer token on the good prompts, nats, mean over prompts.
+        kl_tokens: the same over several positions of the base's own answers; None when one was asked for.
+    """
+
+    refusals: int
+    prompts: int
+    kl: float
+    kl_tokens: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Share of the prompts refused, 0 to 1."""
+        return self.refusals / self.prompts
+
+
+def kl_divergence(base: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """KL(base || edited) in nats, mean over distributions; 0 exactly when they are equal.
+
+    Args:
+        base: log-probabilities, [..., V], V the vocabulary.
+        edited: log-probabilities, the same shape.
+        mask: [...], True where a distribution counts; all do when None.
+
+    Summed in fp64, some distributions at a time. A token the base gives no probability adds nothing.
+    """
+    base, edited = base.flatten(0, -2), edited.flatten(0, -2)
+    divergences = []
+    for first, second in zip(base.split(32), edited.split(32), strict=True):
+        p, q = first.double(), second.double()
+        divergences.append(torch.where(first.isneginf(), 0.0, p.exp() * (p - q)).sum(-1))
+    total = torch.cat(divergences)
+    return (total if mask is None else total[mask.flatten().to(total.device)]).mean().item()
+
+
+def wilson_interval(count: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share, as shares of 1 (E. B. Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+class Scorer:
+    """Scores batches of trials on one set of bad and one of good prompts.
+
+    Made with the session off: it does the base model's share of the work (prompt prefixes, base distributions) once.
+
+    Args:
+        loaded: the model.
+        session: the hooks that trials are written to.
+        directions: what trials remove.
+        bad: prompts that show the behaviour; answers to them are read for refusals.
+        good: ordinary prompts; the KL divergence is measured on them.
+        detector: tells refusals from answers.
+        settings: `scoring`, `data`, `edit` and `loading` are read.
+        emit: hears about fallbacks.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        session: EditSession,
+        directions: DirectionSet,
+        *,
+        bad: Sequence[str],
+        good: Sequence[str],
+        detector: RefusalDetector,
+        settings: EngineSettings,
+        emit: Emit,
+    ) -> None:
+        self.loaded, self.session, self.directions = loaded, session, directions
+        self.detector, self.settings = detector, settings
+        session.off()
+        rows = settings.loading.batch_size
+        self.bad = prepare(loaded, self._encode(bad), emit=emit, rows=rows)
+        self.good = prepare(loaded, self._encode(good), emit=emit, rows=rows)
+        self.base = first_token_logprobs(loaded, self.good, rows=rows)[0]  # [N, V]
+        self.answers: list[list[int]] | None = None
+        if settings.scoring.kl_divergence_tokens > 1:
+            self.answers = generate(
+                loaded, self.good, max_new_tokens=settings.scoring.kl_divergence_tokens, rows=rows
+            ).ids[0]
+            self.base_answers, self.base_mask = answer_logprobs(loaded, self.good, self.answers, rows=rows)
+
+    @property
+    def prompts(self) -> int:
+        """How many bad prompts each trial answers."""
+        return len(self.bad.prompts)
+
+    def base_refusals(self) -> int:
+        """Raw refusal count of the untouched model on the bad prompts."""
+        self.session.off()
+        return self._refusals(self.bad, None, 0)[0]
+
+    def ordinary_refusals(self, edit: TrialEdit) -> tuple[int, int]:
+        """How many good prompts are refused before and after an edit: an edit should not teach refusing."""
+        self.session.off()
+        before = self._refusals(self.good, None, 0)[0]
+        self._write([edit])
+        return before, self._refusals(self.good, self.session, 0)[0]
+
+    def score(self, edits: Sequence[TrialEdit], rows: int = 0) -> list[Scores]:
+        """Scores of T trials evaluated together, in their order.
+
+        Args:
+            edits: the trials, at most as many as the session was made for.
+            rows: most rows (trials x prompts) in one forward pass; 0 lets the engine choose.
+
+        Raises:
+            torch.OutOfMemoryError: try again with fewer rows.
+        """
+        self._write(edits)
+        rows = rows or self.settings.loading.batch_size
+        refusals = self._refusals(self.bad, self.session, rows)
+        first = first_token_logprobs(self.loaded, self.good, session=self.session, rows=rows)  # [T, N, V]
+        kls = [kl_divergence(self.base, edited) for edited in first]
+        several: list[float | None] = [None] * len(edits)
+        if self.answers is not None:
+            forced, _ = answer_logprobs(self.loaded, self.good, self.answers, session=self.session, rows=rows)
+            several = [kl_divergence(self.base_answers, edited, self.base_mask) for edited in forced]
+        return [
+            Scores(refusals=count, prompts=self.prompts, kl=kl, kl_tokens=tokens)
+            for count, kl, tokens in zip(refusals, kls, several, strict=True)
+        ]
+
+    def _write(self, edits: Sequence[TrialEdit]) -> None:
+        self.session.write(build_edits(edits, self.directions, self.loaded.writers, self.settings.edit.norm_mode))
+
+    def _refusals(self, prompts: PreparedPrompts, session: EditSession | None, rows: int) -> list[int]:
+        answers = generate(
+            self.loaded,
+            prompts,
+            max_new_tokens=self.settings.scoring.max_new_tokens,
+            session=session,
+            settled=self.detector.settled,
+            rows=rows,
+        )
+        return [self.detector.count(texts) for texts in answers.texts]
+
+    def _encode(self, prompts: Sequence[str]):
+        data = self.settings.data
+        return encode(
+            self.loaded.tokenizer, prompts, system_prompt=data.system_prompt, max_tokens=data.max_prompt_tokens
+        )

@@ -1,0 +1,313 @@
+"""Ask Optuna for trials, score them in batches, tell it the result; resume where a killed process left off.
+
+Touches the study's storage and nothing else. The model is behind a function (`evaluate`), so the whole of this is
+tested on functions whose optimum is known.
+
+**A resumed study is the same study.** Optuna numbers its trials as it creates them, and a kill leaves numbers that
+never got a score. So every trial carries an `index` of its own (0, 1, 2 ...), the sampler is seeded from the run's seed
+and that index, batches always begin at the same indices, and a trial that was drawn but not scored is drawn again with
+the same parameters. Killed or not, index i has the same parameters and the same score.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import optuna
+import sqlalchemy.exc
+from optuna.trial import TrialState
+
+from bruno.engine.edits.build import TrialEdit
+from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
+from bruno.engine.model.memory import is_out_of_memory
+from bruno.engine.scoring.scores import Scores
+from bruno.engine.search.space import Parameters, Space
+from bruno.errors import BrunoError, InputError
+
+Evaluate = Callable[[Sequence[TrialEdit], int], list[Scores]]
+"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes)."""
+
+STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
+"""What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
+
+ATTEMPTS = 3
+"""How often a batch that runs out of memory is tried, each time with half the rows."""
+
+
+class StudyMismatch(InputError):
+    """The stored study was made from something else (model, prompts, settings, engine); going on would mix two
+    searches."""
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A scored trial. `index` counts from 0; the log and people count from 1 (`number`)."""
+
+    index: int
+    parameters: Parameters
+    scores: Scores
+
+    @property
+    def number(self) -> int:
+        return self.index + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is to do.
+
+    Args:
+        trials: how many the study holds in all when it is done.
+        batch: trials evaluated together.
+        startup: trials drawn at random before the sampler learns.
+        seed: of the sampler.
+        warm_starts: parameters of the first trials.
+        rows: how many rows one batch needs at most (trials x prompts): where halving starts when memory runs out.
+    """
+
+    trials: int
+    batch: int
+    startup: int
+    seed: int
+    warm_starts: Sequence[Parameters] = ()
+    rows: int = 0
+
+
+class Stop:
+    """Set by the first Ctrl-C (SIGINT) or SIGTERM while a search runs; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a request to end after the batch under way.
+
+    Only the main thread can hear signals.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.Study:
+    """The study of this name, made if it is not there.
+
+    Args:
+        storage: an Optuna storage URL, or the path of an SQLite file.
+        name: the study's name in that storage.
+        fingerprint: what the study's numbers depend on, part by part (`model`, `search prompts`, a setting's name ...).
+
+    Raises:
+        StudyMismatch: a study of that name was made from something else; the message lists what differs.
+        BrunoError: the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage), study_name=name, directions=["minimize", "minimize"], load_if_exists=True
+        )
+        stored = study.user_attrs.get("fingerprint")
+        if stored is None:
+            study.set_user_attr("fingerprint", fingerprint)
+    except (*STORAGE_ERRORS, OSError, ValueError, ImportError) as error:
+        raise BrunoError(
+            f"The study storage {storage} cannot be opened ({innermost(error)})", fix="Check search.storage"
+        ) from error
+    if stored is not None and stored != fingerprint:
+        differing = sorted(key for key in {*stored, *fingerprint} if stored.get(key) != fingerprint.get(key))
+        changes = "; ".join(
+            f"{key}: {stored.get(key, 'nothing')} then, {fingerprint.get(key, 'nothing')} now" for key in differing
+        )
+        raise StudyMismatch(
+            f"The study {name} was made from something else ({changes})",
+            fix="Set it back to go on, or start afresh with another --out or --search.study",
+        )
+    return study
+
+
+def _storage(storage: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage for a URL or the path of an SQLite file.
+
+    SQLite writes ahead and syncs at checkpoints: a trial is some twenty commits, which a killed process loses none of
+    this way, and which would take longer than scoring it if each one waited for the disk.
+    """
+    if "://" in storage and not storage.startswith("sqlite"):
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    path = storage.removeprefix("sqlite:///")
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
+
+
+def innermost(error: BaseException) -> str:
+    """The innermost cause in one line: Optuna and SQLAlchemy wrap the useful sentence in general ones."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
+    """The scored trials, by index."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        scores = Scores(**trial.user_attrs["scores"])
+        found.setdefault(
+            trial.user_attrs["index"], FinishedTrial(trial.user_attrs["index"], dict(trial.params), scores)
+        )
+    return [found[index] for index in sorted(found)]
+
+
+def remaining(study: optuna.Study, trials: int) -> int:
+    """How many of the first `trials` trials have no result yet."""
+    return trials - len({index for index in _decided(study) if index < trials})
+
+
+def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, emit: Emit, stop: Stop) -> bool:
+    """Run the study up to `plan.trials` trials.
+
+    Every trial is stored as it is scored. One that runs out of memory `ATTEMPTS` times, or whose KL is not a number, is
+    stored as failed, and the study goes on.
+
+    Returns:
+        True when the study is whole, False when `stop` was requested first.
+    """
+    decided, drawn = _decided(study), _abandoned(study)
+    if decided:
+        emit(Resumed(next_trial=_first_missing(decided) + 1, completed=len(decided)))
+    started, done, rows = time.monotonic(), 0, 0
+    while (first := _first_missing(decided)) < plan.trials:
+        if stop.requested:
+            return False
+        end = min(plan.trials, (first // plan.batch + 1) * plan.batch)
+        indices = [index for index in range(first, end) if index not in decided]
+        trials = [_ask(study, space, plan, index, drawn.get(index)) for index in indices]
+        emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(trials[0].params)))
+        results, rows = _evaluate(evaluate, [space.edit(trial.params) for trial in trials], plan, rows, emit)
+        for index, trial, result in zip(indices, trials, results, strict=True):
+            if index != first:
+                emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
+            _tell(study, trial, index, result, emit)
+            decided.add(index)
+        done += len(indices)
+        elapsed = time.monotonic() - started
+        left = elapsed / done * (plan.trials - len(decided))
+        emit(Progress(completed=len(decided), trials=plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
+    return True
+
+
+def _decided(study: optuna.Study) -> set[int]:
+    """Indices that have their result: a score, or a failure with its reason."""
+    return {
+        trial.user_attrs["index"]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        if trial.state == TrialState.COMPLETE or "reason" in trial.user_attrs
+    }
+
+
+def _abandoned(study: optuna.Study) -> dict[int, Parameters]:
+    """Parameters of trials that a process drew and did not live to score, by index.
+
+    Its running trials are marked failed, so that the sampler no longer counts them as running.
+    """
+    drawn: dict[int, Parameters] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
+        if trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
+        if trial.user_attrs.get("drawn") and "reason" not in trial.user_attrs:
+            drawn[trial.user_attrs["index"]] = dict(trial.params)
+    return drawn
+
+
+def _first_missing(decided: set[int]) -> int:
+    return next(index for index in range(len(decided) + 1) if index not in decided)
+
+
+def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Parameters | None) -> optuna.Trial:
+    """Draw trial `index`: as the dead process drew it, or as a warm start says, or by the sampler seeded for this
+    index."""
+    seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
+    )
+    fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
+    if fixed:
+        with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
+    study.sampler = sampler
+    trial = study.ask()
+    trial.set_user_attr("index", index)
+    space.suggest(trial)
+    trial.set_user_attr("drawn", True)
+    return trial
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | str, emit: Emit) -> None:
+    """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already."""
+    if isinstance(result, Scores) and not math.isfinite(result.kl):
+        result = f"its KL divergence is {result.kl}"
+    if isinstance(result, str):
+        trial.set_user_attr("reason", result)
+        study.tell(trial, state=TrialState.FAIL)
+        emit(TrialFailed(trial=index + 1, reason=result))
+        return
+    trial.set_user_attr("scores", asdict(result))
+    study.tell(trial, [result.rate, result.kl])
+    emit(TrialScored(trial=index + 1, **asdict(result)))
+
+
+def _evaluate(
+    evaluate: Evaluate, edits: list[TrialEdit], plan: Plan, rows: int, emit: Emit
+) -> tuple[Sequence[Scores | str], int]:
+    """Scores of a batch, with half the rows after each time memory ran out; and the rows that worked, for the next
+    one."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return evaluate(edits, rows), rows
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler: the exception's traceback holds the tensors that filled the memory.
+        emit(OutOfMemory(attempt=attempt, attempts=ATTEMPTS))
+        release_memory()
+        rows = max(1, (rows or plan.rows) // 2)
+    return [f"out of memory {ATTEMPTS} times, the last with {rows * 2} rows"] * len(edits), rows
+
+
+def release_memory() -> None:
+    """Give cached blocks back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
