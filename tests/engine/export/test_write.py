@@ -19,8 +19,8 @@ from bruno.engine.model.architectures import find_writers
 from bruno.engine.model.checkpoint import stored_writers
 from bruno.engine.model.loading import LoadedModel
 from bruno.errors import InputError
-from tests.engine.models import loaded_model, tiny_tokenizer
 from tests.engine.model.test_generate import edits_for
+from tests.engine.models import loaded_model, tiny_tokenizer
 
 
 def saved(

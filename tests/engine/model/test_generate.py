@@ -13,8 +13,8 @@ from bruno.engine.model.architectures import ATTENTION, MLP
 from bruno.engine.model.chat_format import EncodedPrompts, encode
 from bruno.engine.model.generate import answer_logprobs, end_tokens, first_token_logprobs, generate, prepare
 from bruno.engine.model.loading import LoadedModel
-from tests.engine.models import CONFIGS, loaded_model
 from tests.engine.edits.test_build import random_directions
+from tests.engine.models import CONFIGS, loaded_model
 
 PROMPTS = [f"question {i} " + "again " * (i % 4) for i in range(7)]
 TOKENS = 10

@@ -11,8 +11,8 @@ from bruno.engine.edits.session import EditSession
 from bruno.engine.scoring.refusals import Markers, RefusalDetector
 from bruno.engine.scoring.scores import Scorer, Scores, kl_divergence, wilson_interval
 from bruno.settings.engine import EngineSettings
-from tests.engine.models import loaded_model
 from tests.engine.edits.test_build import random_directions
+from tests.engine.models import loaded_model
 
 NOTHING = TrialEdit("per layer", None, {})
 BAD, GOOD = [f"bad {n} {'x' * n}" for n in range(5)], [f"good {n} {'y' * n}" for n in range(6)]
