@@ -35,11 +35,11 @@ class Terminal:
         """Ask once; what was typed before the prompt appeared is dropped. An end of input answers ''."""
         import termios
 
-        time.sleep(ARM_SECONDS)
-        termios.tcflush(self._reader.fileno(), termios.TCIFLUSH)
-        self._writer.write(prompt)
-        self._writer.flush()
-        try:
+        try:  # from the first moment: Ctrl-C can come while the prompt is being written
+            time.sleep(ARM_SECONDS)
+            termios.tcflush(self._reader.fileno(), termios.TCIFLUSH)
+            self._writer.write(prompt)
+            self._writer.flush()
             return self._reader.readline().removesuffix("\n")
         except KeyboardInterrupt:
             self.show("\nnothing was done")
