@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from bruno.engine.model.architectures import decoder_config, find_writers
 from bruno.engine.model.loading import LoadedModel
@@ -26,6 +33,25 @@ COMMON = {
 }
 GROUPED = {"num_key_value_heads": 2}
 HEADS = {"head_dim": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}}
+SIGLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+QWEN_TOWER = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "num_heads": 2, "intermediate_size": 24, "patch_size": 4}
 CONFIGS: dict[str, dict] = {
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": None},
@@ -37,8 +63,49 @@ CONFIGS: dict[str, dict] = {
     "olmo2": GROUPED,
     "granite": {**GROUPED, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "embedding_multiplier": 3.0},
     "gpt_neox": {"rotary_pct": 0.25},
+    "gemma": {**GROUPED, **HEADS},
+    "olmo3": {**GROUPED, "sliding_window": 16},
+    "glm4": {**GROUPED, **HEADS},
+    "ministral3": {**GROUPED, **HEADS, "sliding_window": None},
+    "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+    "qwen3_moe": {**GROUPED, **HEADS, **EXPERTS, "norm_topk_prob": True},
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+    "gpt_oss": {**GROUPED, **HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+    "qwen3_next": {**GROUPED, **HEADS, **EXPERTS, **DELTA, "shared_expert_intermediate_size": 40},
+    "qwen3_5_text": {**GROUPED, **HEADS, **DELTA},
+    "qwen3_5_moe_text": {**GROUPED, **HEADS, **EXPERTS, **DELTA, "shared_expert_intermediate_size": 40},
 }
 """Every family of the table, with what is peculiar to it."""
+VISION: dict[str, dict] = {
+    "gemma3": {"text_config": {**COMMON, **CONFIGS["gemma3_text"]}, "vision_config": SIGLIP, "mm_tokens_per_image": 4},
+    "mistral3": {
+        "text_config": {**COMMON, **CONFIGS["mistral"], "model_type": "mistral"},
+        "vision_config": {**SIGLIP, "model_type": "pixtral", "head_dim": 8},
+    },
+    "llava": {
+        "text_config": {**COMMON, **CONFIGS["llama"], "model_type": "llama"},
+        "vision_config": {**SIGLIP, "model_type": "siglip_vision_model"},
+        "image_token_index": 299,
+    },
+    "qwen2_vl": {"text_config": {**COMMON, **GROUPED, **SECTIONS}, "vision_config": QWEN_TOWER},
+    "qwen2_5_vl": {"text_config": {**COMMON, **GROUPED, **SECTIONS}, "vision_config": QWEN_TOWER},
+}
+"""Models with a tower around a decoder of the table; only their text part is run."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -48,9 +115,17 @@ CHAT_TEMPLATE = (
 
 def tiny_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
     """A random model; norms' gains and biases are random too, so that a forgotten one shows."""
-    config = AutoConfig.for_model(kind, **{**COMMON, **CONFIGS.get(kind, {}), **changes})
+    if kind in VISION:
+        config = AutoConfig.for_model(kind, **{**VISION[kind], **changes})
+        if kind.startswith("qwen"):
+            config.vision_config.out_hidden_size = config.text_config.hidden_size
+            if kind == "qwen2_vl":  # there `hidden_size` is the language model's
+                config.vision_config.hidden_size = config.text_config.hidden_size
+    else:
+        config = AutoConfig.for_model(kind, **{**COMMON, **CONFIGS.get(kind, {}), **changes})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    auto = AutoModelForImageTextToText if kind in VISION else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=dtype).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -59,6 +134,42 @@ def tiny_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **c
         else:
             parameter.copy_((noise / parameter.shape[-1] ** 0.5 * (3.0 if "embed" in name else 1.0)).to(dtype))
     model.generation_config.eos_token_id = 2
+    return model
+
+
+class ExpertModules(nn.Module):
+    """A mixture as code that comes with older models has it: a list of small MLPs, tokens sorted by expert."""
+
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        self.gate, self.shared_experts, self.config = fused.gate, fused.shared_experts, fused.config
+        self.experts = nn.ModuleList(
+            type(fused.shared_experts)(fused.config, 32) for _ in range(fused.experts.num_experts)
+        )
+        for number, expert in enumerate(self.experts):
+            gate, up = fused.experts.gate_up_proj[number].chunk(2)
+            for linear, weight in ((expert.gate_proj, gate), (expert.up_proj, up), (expert.down_proj, None)):
+                linear.weight.requires_grad_(False).copy_(fused.experts.down_proj[number] if weight is None else weight)
+        self.eval().requires_grad_(False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        shape, flat = hidden_states.shape, hidden_states.view(-1, hidden_states.shape[-1])
+        _, weights, chosen = self.gate(hidden_states)
+        order = chosen.view(-1).argsort()
+        tokens, counts = flat[order // chosen.shape[1]], chosen.view(-1).bincount(minlength=len(self.experts)).tolist()
+        parts = zip(self.experts, tokens.split(counts), strict=True)
+        sorted_out = torch.cat([expert(part) for expert, part in parts if len(part)])
+        out = torch.empty_like(sorted_out)
+        out[order] = sorted_out
+        routed = (out.view(*chosen.shape, -1) * weights[..., None]).sum(1).to(flat.dtype)
+        return routed.view(shape) + self.shared_experts(hidden_states)
+
+
+def experts_as_modules(model: PreTrainedModel) -> PreTrainedModel:
+    """The same DeepSeek-V3 model with one module for each expert."""
+    for block in model.model.layers:
+        if hasattr(block.mlp, "experts"):
+            block.mlp = ExpertModules(block.mlp)
     return model
 
 

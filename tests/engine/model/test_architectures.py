@@ -13,37 +13,94 @@ from bruno.engine.model.architectures import (
     MLP,
     UnsupportedModel,
     Writer,
+    decoder_config,
+    find_blocks,
+    find_mixtures,
     find_writers,
-    residual_error,
 )
-from tests.engine.models import CONFIGS, tiny_model
+from bruno.engine.model.families import WITH_TOWERS
+from bruno.engine.model.residual_check import residual_error
+from tests.engine.models import CONFIGS, VISION, experts_as_modules, tiny_model
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "qwen3_5_moe_text")
 
 
 def test_every_family_of_the_table_is_tested() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+    behind_towers = {decoder_config(tiny_model(kind)).model_type for kind in VISION}
+    assert set(CONFIGS) | behind_towers == set(FAMILIES)
+    assert set(MIXTURES) == {kind for kind, family in FAMILIES.items() if family.mixture}
+    assert set(VISION) | {"qwen3_5", "qwen3_5_moe"} == WITH_TOWERS  # the last two are read as text models
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [*CONFIGS, *VISION])
 def test_the_writers_of_a_family_explain_its_residual_stream(kind: str) -> None:
     model = tiny_model(kind)
     writers = find_writers(model)
-    assert [(w.layer, w.component) for w in writers] == [(i, c) for i in range(4) for c in COMPONENTS]
+    assert list(dict.fromkeys((w.layer, w.component) for w in writers)) == [
+        (i, c) for i in range(4) for c in COMPONENTS
+    ]
     assert all(model.get_submodule(w.name) is w.module for w in writers)
+    assert all(model.get_parameter(w.weight_name) is not None for w in writers)
     assert all(w.weight().shape == w.weight_shape for w in writers)
-    assert residual_error(model, writers) < 1e-3
+    assert all((w.heads == 4) == (w.component == ATTENTION) for w in writers)
+    assert residual_error(model, find_blocks(model), writers) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "mixtures", "shared"),
+    [("mixtral", 4, 0), ("qwen2_moe", 3, 3), ("deepseek_v3", 3, 3), ("gpt_oss", 4, 0), ("qwen3_next", 4, 4)],
+)
+def test_routed_experts_shared_experts_and_routers_are_all_found(kind: str, mixtures: int, shared: int) -> None:
+    model = tiny_model(kind)
+    writers = find_writers(model)
+    found = find_mixtures(writers)
+    assert len(found) == mixtures
+    assert all(m.experts == 4 and m.fused and model.get_submodule(m.router_name) is m.router for m in found)
+    assert sum("shared" in w.name for w in writers) == shared
+    assert [w.experts for w in writers if w.mixture] == [4] * mixtures
+
+
+def test_experts_that_are_modules_of_their_own_are_ordinary_writers() -> None:
+    model = experts_as_modules(tiny_model("deepseek_v3"))
+    writers = find_writers(model)
+    routed = [w for w in writers if w.expert is not None]
+    assert [w.expert for w in routed] == [0, 1, 2, 3] * 3
+    assert routed[5].name == "model.layers.2.mlp.experts.1.down_proj"
+    assert [m.fused for m in find_mixtures(writers)] == [False] * 3
+    assert residual_error(model, find_blocks(model), writers) < 1e-3
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_forgotten_expert_shows(kind: str) -> None:
+    model = tiny_model(kind)
+    writers = find_writers(model)
+    last = next(w for w in reversed(writers) if w.layer == 3 and w.component == MLP)
+    worst = residual_error(model, find_blocks(model), [w for w in writers if w is not last])
+    assert worst > 0.1
+
+
+def test_a_mixture_without_all_its_parts_lists_what_is_missing() -> None:
+    model = tiny_model("qwen2_moe")
+    del model.model.layers[2].mlp.shared_expert.down_proj
+    with pytest.raises(UnsupportedModel, match=r"missing model\.layers\.2\.mlp\.shared_expert\.down_proj"):
+        find_writers(model)
+    model = experts_as_modules(tiny_model("deepseek_v3"))
+    del model.model.layers[3].mlp.experts[2]
+    with pytest.raises(UnsupportedModel, match=r"layers\.3\.mlp\.experts \(3 of the 4 experts"):
+        find_writers(model)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "olmo2"])
 def test_a_forgotten_post_norm_shows(kind: str) -> None:
     model = tiny_model(kind)
     bare = [Writer(w.layer, w.component, w.module, w.name) for w in find_writers(model)]
-    assert residual_error(model, bare) > 0.1
+    assert residual_error(model, find_blocks(model), bare) > 0.1
 
 
 def test_a_forgotten_writer_shows() -> None:
     model = tiny_model("llama")
     writers = [w for w in find_writers(model) if w.component == MLP or w.layer != 2]
-    assert residual_error(model, writers) > 0.1
+    assert residual_error(model, find_blocks(model), writers) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -70,8 +127,8 @@ def test_unknown_dense_decoders_are_discovered(kind: str, changes: dict) -> None
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("mixtral", {"num_local_experts": 4, "num_key_value_heads": 2}, "mixture of experts"),
-        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 16, "num_key_value_heads": 2}, "mixture of experts"),
+        ("olmoe", {"num_experts": 4, "num_key_value_heads": 2}, r"olmoe is a mixture of experts .*mlp\.experts"),
+        ("granitemoe", {"num_local_experts": 4, "num_key_value_heads": 2}, "granitemoe is a mixture of experts"),
         ("exaone4", {"num_key_value_heads": 2, "sliding_window": 16}, "not in the table.*relative error"),
         ("mamba", {"state_size": 4}, "linear_attention layers"),
     ],
@@ -91,14 +148,14 @@ def test_linear_attention_is_refused_by_name() -> None:
 def test_a_model_with_a_tower_is_refused_by_name() -> None:
     model = tiny_model("llama")
     model.config.vision_config = {"depth": 2}
-    with pytest.raises(UnsupportedModel, match="vision_config"):
+    with pytest.raises(UnsupportedModel, match=r"vision_config.*gemma3, llava"):
         find_writers(model)
 
 
 def test_a_partial_match_lists_what_is_missing() -> None:
     model = tiny_model("llama")
     del model.model.layers[2].mlp.down_proj
-    with pytest.raises(UnsupportedModel, match=r"8 writers, found 7; missing model\.layers\.2\.mlp\.down_proj"):
+    with pytest.raises(UnsupportedModel, match=r"4 blocks, found 7 in 4; missing model\.layers\.2\.mlp\.down_proj"):
         find_writers(model)
 
 

@@ -1,4 +1,4 @@
-"""How each family of models writes to its residual stream: an explicit table, and discovery for unknown dense decoders.
+"""The writers of a live model: the modules whose output is added to its residual stream, by the table or by discovery.
 
 Reads a live model's modules; runs it only to check a discovery. A model that is matched only in part is an error that
 lists what was found: an edit that skips a writer looks as if it worked, and leaves the behaviour in.
@@ -6,6 +6,7 @@ lists what was found: an edit that skips a writer looks as if it worked, and lea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -15,61 +16,45 @@ from transformers import PreTrainedModel
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 
+from bruno.engine.model.families import FAMILIES, TOWER_BLOCKS, WITH_TOWERS, Family, MixtureLayout
+from bruno.engine.model.residual_check import residual_error
 from bruno.errors import InputError
 
 ATTENTION = "attn.o_proj"
 MLP = "mlp.down_proj"
 COMPONENTS = (ATTENTION, MLP)
 
+_ATTENTION_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+_MLP_NAMES = ("down_proj", "dense_4h_to_h", "fc2", "c_proj", "fc_out", "w2")
+_EXPERT_WORDS = ("experts", "expert", "router", "moe")
+_TOWER_CONFIGS = ("vision_config", "audio_config", "speech_config")
+_SOFTMAX_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+_TABLE = "This architecture needs an entry in bruno.engine.model.families.FAMILIES"
+
 
 class UnsupportedModel(InputError):
     """The model's writers are not known whole, so nothing of it may be edited."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Where one family keeps its writers; dotted paths, those after `blocks` relative to one block.
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of experts in one block.
 
     Attributes:
-        blocks: the decoder blocks, relative to the model with its head.
-        attention: the attention's output projection.
-        mlp: the MLP's down projection.
-        attention_norm: norm that the attention's output passes before it is added ("" = none).
-        mlp_norm: the same for the MLP's output.
-        gain_offset: added to that norm's weight to give its gain (Gemma stores g - 1).
+        layer: index of its decoder block, 0 to L - 1.
+        module: takes the normed stream [B, S, d], gives what the block adds (some return a tuple with it first).
+        router: its `weight` [E, d] scores the experts; called with [B, S, d] or [B * S, d].
+        router_name: dotted name of `router` in the model.
+        experts: number E of routed experts.
+        fused: True where one module holds all experts' weights in 3-D parameters.
     """
 
-    blocks: str = "model.layers"
-    attention: str = "self_attn.o_proj"
-    mlp: str = "mlp.down_proj"
-    attention_norm: str = ""
-    mlp_norm: str = ""
-    gain_offset: float = 0.0
-
-
-_LLAMA = Family()  # h + attn(norm(h)), h + mlp(norm(h)); no bias or a bias on the projection
-_GEMMA = Family(attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm", gain_offset=1.0)
-_OLMO2 = Family(attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm")
-_NEOX = Family(blocks="gpt_neox.layers", attention="attention.dense", mlp="mlp.dense_4h_to_h")
-
-FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,  # also SmolLM2, Yi, DeepSeek's and Hermes' Llama distillations
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi3": _LLAMA,  # fused qkv and gate_up projections read the stream; the writers are the usual two
-    "granite": _LLAMA,  # both outputs are scaled by residual_multiplier, a scalar: the direction stays
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "olmo2": _OLMO2,
-    "gpt_neox": _NEOX,  # parallel residual: h + attn + mlp; both projections have biases
-}
-"""`model_type` of the decoder's config -> its family. Each is tested on a tiny random model, hook against bake."""
-
-_ATTENTION_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
-_MLP_NAMES = ("down_proj", "dense_4h_to_h", "fc2", "c_proj", "fc_out", "w2")
-_EXPERT_WORDS = ("experts", "expert", "router", "moe")
-_TOWER_CONFIGS = ("vision_config", "audio_config", "speech_config")
+    layer: int
+    module: nn.Module
+    router: nn.Module
+    router_name: str
+    experts: int
+    fused: bool
 
 
 @dataclass(frozen=True)
@@ -78,12 +63,15 @@ class Writer:
 
     Attributes:
         layer: index of its decoder block, 0 to L - 1.
-        component: "attn.o_proj" or "mlp.down_proj", whatever the family calls it.
-        module: the live module; its forward takes [..., d_in] and gives [..., d].
+        component: "attn.o_proj" or "mlp.down_proj", whatever the family calls it (experts are the latter).
+        module: the live module. Its forward takes [..., d_in] and gives [..., d], or it is the fused experts' module.
         name: its dotted name in the model, e.g. "model.layers.3.self_attn.o_proj".
-        transposed: True where the stored weight is [d_in, d] (GPT-2's Conv1D).
+        transposed: True where a weight is kept as [d_in, d] (GPT-2's Conv1D, gpt-oss' experts).
         post_norm_gain: gain g of the norm that its output passes before it is added, [d] fp32, or None. What has to
             leave the weight's output is then g * v, not v.
+        heads: attention writers: number of heads whose outputs, side by side, are x; 0 otherwise.
+        mixture: the mixture of experts whose routed expert this is; None for all other writers.
+        expert: which routed expert, where each is a module of its own; None for the fused ones and all other writers.
     """
 
     layer: int
@@ -92,18 +80,41 @@ class Writer:
     name: str
     transposed: bool = False
     post_norm_gain: torch.Tensor | None = None
+    heads: int = 0
+    mixture: Mixture | None = None
+    expert: int | None = None
+
+    @property
+    def experts(self) -> int:
+        """Number of weights in this writer: E for fused experts, 0 for a writer with one weight."""
+        return self.mixture.experts if self.mixture is not None and self.mixture.fused else 0
+
+    @property
+    def weight_name(self) -> str:
+        """Dotted name of the parameter that holds W."""
+        return f"{self.name}.down_proj" if self.experts else f"{self.name}.weight"
+
+    @property
+    def bias_name(self) -> str | None:
+        """Dotted name of the parameter that holds b, None where there is none."""
+        name = "down_proj_bias" if self.experts else "bias"
+        return None if getattr(self.module, name, None) is None else f"{self.name}.{name}"
 
     @property
     def weight_shape(self) -> tuple[int, int]:
-        """(d, d_in), whatever the stored orientation; a quantised module packs its weight, so its features count."""
+        """(d, d_in) of one weight, whatever the stored orientation; a quantised module packs its weight, so its
+        features count."""
         if isinstance(self.module, nn.Linear):
             return self.module.out_features, self.module.in_features
-        rows, columns = attrgetter("weight")(self.module).shape
+        rows, columns = attrgetter("down_proj" if self.experts else "weight")(self.module).shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
-    def weight(self) -> torch.Tensor:
-        """W as [d, d_in] in fp32, on the module's device."""
-        weight = attrgetter("weight")(self.module)
+    def weight(self, expert: int = 0) -> torch.Tensor:
+        """W as [d, d_in] in fp32, on the module's device; of one expert, where the writer holds many."""
+        if self.experts:
+            weight = attrgetter("down_proj")(self.module)[expert]
+        else:
+            weight = attrgetter("weight")(self.module)
         if type(weight).__module__.startswith("bitsandbytes"):  # NF4 and 8-bit weights are packed
             weight = dequantize_bnb_weight(weight, getattr(self.module, "state", None))
         weight = weight.detach()
@@ -121,10 +132,42 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UnsupportedModel: no module list of the configured length, or more than one.
     """
+    return _named_blocks(model)[1]
+
+
+def find_writers(model: PreTrainedModel) -> list[Writer]:
+    """All writers, ordered by layer: attention, then the MLP or the routed and the shared experts.
+
+    Raises:
+        UnsupportedModel: the family is refused, or only a part was found; the message lists what was found.
+    """
+    config = decoder_config(model)
+    family = FAMILIES.get(config.model_type)
+    _refuse_unknown_parts(model, config, family)
+    writers = _writers_of_family(model, family, config) if family else _discover(model, config)
+    for writer in writers:
+        rows, columns = writer.weight_shape
+        if rows != config.hidden_size:
+            raise UnsupportedModel(f"{writer.name} writes {rows} values, the residual stream has {config.hidden_size}")
+        if writer.heads and columns % writer.heads:
+            raise UnsupportedModel(f"{writer.name} reads {columns} values, which are not {writer.heads} heads")
+    return writers
+
+
+def find_mixtures(writers: Sequence[Writer]) -> list[Mixture]:
+    """The mixtures of experts among the writers, by layer; their routers are edited by `EditRules.router`."""
+    return list(dict.fromkeys(writer.mixture for writer in writers if writer.mixture is not None))
+
+
+def _named_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     config = decoder_config(model)
     family = FAMILIES.get(config.model_type)
     if family is not None:
-        return attrgetter(family.blocks)(model)
+        for path in (TOWER_BLOCKS, family.blocks):
+            try:
+                return path, attrgetter(path)(model)
+            except AttributeError:
+                continue
     expected = config.num_hidden_layers
     lists = [
         (name, module)
@@ -134,85 +177,139 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     if len(lists) != 1:
         found = ", ".join(name for name, _ in lists) or "none"
         raise UnsupportedModel(
-            f"{config.model_type}: expected one list of {expected} decoder blocks, found {found}",
-            fix="This architecture needs an entry in bruno.engine.model.architectures.FAMILIES",
+            f"{config.model_type}: expected one list of {expected} decoder blocks, found {found}", fix=_TABLE
         )
-    return lists[0][1]
+    return lists[0]
 
 
-def find_writers(model: PreTrainedModel) -> list[Writer]:
-    """All writers, ordered by layer, then attention before MLP.
-
-    Raises:
-        UnsupportedModel: the family is refused for now, or only a part was found; the message lists what was found.
-    """
-    config = decoder_config(model)
-    _refuse_what_is_not_dense(model, config)
-    family = FAMILIES.get(config.model_type)
-    writers = _writers_of_family(model, family, config) if family else _discover(model, config)
-    for writer in writers:
-        rows, _ = writer.weight_shape
-        if rows != config.hidden_size:
-            raise UnsupportedModel(f"{writer.name} writes {rows} values, the residual stream has {config.hidden_size}")
-    return writers
-
-
-def _refuse_what_is_not_dense(model: PreTrainedModel, config) -> None:
-    """Mixtures of experts, linear attention and towers are not edited in part: they are refused, by name."""
+def _refuse_unknown_parts(model: PreTrainedModel, config, family: Family | None) -> None:
+    """Mixtures of experts, linear attention and towers that the table does not know are refused, by name."""
     kind = config.model_type
     towers = [name for name in _TOWER_CONFIGS if getattr(model.config, name, None) is not None]
-    if towers:
+    if towers and (family is None or model.config.model_type not in WITH_TOWERS):
         raise UnsupportedModel(
-            f"{model.config.model_type} has more than a language model ({', '.join(towers)})",
+            f"{model.config.model_type} has more than a language model ({', '.join(towers)}), and is not in the table "
+            f"of those whose text part is known ({', '.join(sorted(WITH_TOWERS))})",
             fix="Load the text-only checkpoint of the same model, where there is one",
         )
     blocks = find_blocks(model)
     experts = sorted({n for n, _ in blocks.named_modules() if set(n.lower().split(".")) & set(_EXPERT_WORDS)})
     fused = [f"{n} {tuple(p.shape)}" for n, p in blocks.named_parameters() if p.dim() == 3 and "conv" not in n.lower()]
-    if experts or fused:
+    if (experts or fused) and (family is None or family.mixture is None):
         raise UnsupportedModel(
-            f"{kind} is a mixture of experts, which is not edited yet (found {', '.join((experts + fused)[:6])} ...)"
+            f"{kind} is a mixture of experts that is not in the table of architectures "
+            f"(found {', '.join((experts + fused)[:6])} ...)",
+            fix=_TABLE,
         )
-    recurrent = {
-        t for t in getattr(config, "layer_types", None) or [] if t not in ("full_attention", "sliding_attention")
-    }
-    if recurrent:
-        raise UnsupportedModel(f"{kind} mixes {', '.join(sorted(recurrent))} layers, which are not edited yet")
+    recurrent = {t for t in getattr(config, "layer_types", None) or [] if t not in _SOFTMAX_ATTENTION}
+    if recurrent and (family is None or not family.linear_attention):
+        raise UnsupportedModel(
+            f"{kind} mixes in {', '.join(sorted(recurrent))} layers, and is not in the table of architectures",
+            fix=_TABLE,
+        )
 
 
 def _writers_of_family(model: PreTrainedModel, family: Family, config) -> list[Writer]:
-    blocks = attrgetter(family.blocks)(model)
+    prefix, blocks = _named_blocks(model)
     writers, missing = [], []
     for layer, block in enumerate(blocks):
-        for component, path, norm in (
-            (ATTENTION, family.attention, family.attention_norm),
-            (MLP, family.mlp, family.mlp_norm),
-        ):
-            try:
-                module = block.get_submodule(path)
-                gain = block.get_submodule(norm).weight.detach().float() + family.gain_offset if norm else None
-            except AttributeError:
-                missing.append(f"{family.blocks}.{layer}.{path}")
-                continue
-            name = f"{family.blocks}.{layer}.{path}"
-            writers.append(Writer(layer, component, module, name, isinstance(module, Conv1D), gain))
+        name = f"{prefix}.{layer}"
+        linear = bool(family.linear_attention) and _part(block, family.linear_attention) is not None
+        heads = config.linear_num_value_heads if linear else config.num_attention_heads
+        path = family.linear_attention if linear else family.attention
+        writers += _plain(layer, block, name, ATTENTION, path, family.attention_norm, family, missing, heads)
+        layout = family.mixture
+        if layout is not None and _part(block, f"{layout.module}.{layout.experts}") is not None:
+            writers += _of_mixture(layer, block, name, layout, config, missing)
+        else:
+            writers += _plain(layer, block, name, MLP, family.mlp, family.mlp_norm, family, missing)
     if missing or len(blocks) != config.num_hidden_layers:
         raise UnsupportedModel(
-            f"{config.model_type} should have {2 * config.num_hidden_layers} writers, found {len(writers)}; "
-            f"missing {', '.join(missing[:6]) or 'whole blocks'}"
+            f"{config.model_type} should have writers in {config.num_hidden_layers} blocks, found {len(writers)} in "
+            f"{len(blocks)}; missing {', '.join(missing[:6]) or 'whole blocks'}"
         )
+    return writers
+
+
+def _part(block: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return block.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _plain(
+    layer: int,
+    block: nn.Module,
+    prefix: str,
+    component: str,
+    path: str,
+    norm: str,
+    family: Family,
+    missing: list[str],
+    heads: int = 0,
+) -> list[Writer]:
+    """One writer with a weight of its own; what is absent is noted in `missing`."""
+    module, norm_module = _part(block, path), _part(block, norm) if norm else None
+    absent = [
+        name for name, part, wanted in ((path, module, True), (norm, norm_module, norm)) if wanted and part is None
+    ]
+    missing.extend(f"{prefix}.{name}" for name in absent)
+    if module is None or absent:
+        return []
+    gain = attrgetter("weight")(norm_module).detach().float() + family.gain_offset if norm_module is not None else None
+    return [Writer(layer, component, module, f"{prefix}.{path}", isinstance(module, Conv1D), gain, heads)]
+
+
+def _of_mixture(
+    layer: int, block: nn.Module, prefix: str, layout: MixtureLayout, config, missing: list[str]
+) -> list[Writer]:
+    """The routed experts (one writer when fused, E otherwise) and the shared one."""
+    module = block.get_submodule(layout.module)
+    prefix = f"{prefix}.{layout.module}"
+    experts = module.get_submodule(layout.experts)
+    router = _part(module, layout.router)
+    if getattr(router, "weight", None) is None:
+        missing.append(f"{prefix}.{layout.router}.weight")
+        return []
+    assert router is not None
+    count = attrgetter("weight")(router).shape[0]
+    mixture = Mixture(layer, module, router, f"{prefix}.{layout.router}", count, not isinstance(experts, nn.ModuleList))
+    writers = []
+    if isinstance(experts, nn.ModuleList):
+        for number, expert in enumerate(experts):
+            name = f"{prefix}.{layout.experts}.{number}.{layout.down}"
+            down = _part(expert, layout.down)
+            if down is None:
+                missing.append(name)
+            else:
+                writers.append(Writer(layer, MLP, down, name, mixture=mixture, expert=number))
+        found = len(experts)
+    else:
+        weight = getattr(experts, "down_proj", None)
+        found = len(weight) if isinstance(weight, nn.Parameter) and weight.dim() == 3 else 0
+        transposed = bool(getattr(experts, "is_transposed", False))
+        writers.append(Writer(layer, MLP, experts, f"{prefix}.{layout.experts}", transposed, mixture=mixture))
+    if found != count:
+        missing.append(f"{prefix}.{layout.experts} ({found} of the {count} experts that the router scores)")
+        return []
+    if layout.shared:
+        shared = _part(module, layout.shared)
+        if shared is not None:
+            writers.append(Writer(layer, MLP, shared, f"{prefix}.{layout.shared}"))
+        elif getattr(config, "n_shared_experts", 1):
+            missing.append(f"{prefix}.{layout.shared}")
     return writers
 
 
 def _discover(model: PreTrainedModel, config) -> list[Writer]:
     """Writers of a dense decoder that the table does not know, by name and shape, then checked on a real pass."""
-    blocks = find_blocks(model)
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    prefix, blocks = _named_blocks(model)
     writers = []
     for layer, block in enumerate(blocks):
-        for component, parents, names in (
-            (ATTENTION, ("attn", "attention"), _ATTENTION_NAMES),
-            (MLP, ("mlp", "feed_forward", "ffn", "fc2"), _MLP_NAMES),
+        for component, parents, names, heads in (
+            (ATTENTION, ("attn", "attention"), _ATTENTION_NAMES, config.num_attention_heads),
+            (MLP, ("mlp", "feed_forward", "ffn", "fc2"), _MLP_NAMES, 0),
         ):
             matches = [
                 (name, module)
@@ -226,62 +323,18 @@ def _discover(model: PreTrainedModel, config) -> list[Writer]:
                 raise UnsupportedModel(
                     f"{config.model_type} is not in the table of architectures, and block {layer} has "
                     f"{len(matches)} candidates for {component}: {', '.join(n for n, _ in matches) or 'none'}",
-                    fix="Give the family an entry in bruno.engine.model.architectures.FAMILIES",
+                    fix=_TABLE,
                 )
             name, module = matches[0]
             writers.append(
-                Writer(layer, component, module, f"{prefix}.{name and f'{layer}.{name}'}", isinstance(module, Conv1D))
+                Writer(layer, component, module, f"{prefix}.{layer}.{name}", isinstance(module, Conv1D), heads=heads)
             )
-    worst = residual_error(model, writers)
+    worst = residual_error(model, find_blocks(model), writers)
     # A missing writer shows as about 0.5 or more; half precision rounds the stream itself by some hundredths.
     if worst > (0.02 if model.dtype == torch.float32 else 0.25):
         raise UnsupportedModel(
             f"{config.model_type} is not in the table of architectures, and what its blocks add to the residual stream "
             f"is not what {writers[0].name} and {writers[1].name} put out (relative error {worst:.2g})",
-            fix="Give the family an entry in bruno.engine.model.architectures.FAMILIES",
+            fix=_TABLE,
         )
     return writers
-
-
-@torch.inference_mode()
-def residual_error(model: PreTrainedModel, writers: list[Writer]) -> float:
-    """How far the writers are from explaining the residual stream, on a short pass over arbitrary tokens.
-
-    For each block, what it adds must be the sum of its writers' outputs, each through its post-norm, times one common
-    scalar (a residual multiplier). Returns the worst relative error over blocks: about the data type's rounding
-    when the table is right, around 1 when a writer is missing or a norm stands between.
-    """
-    blocks = find_blocks(model)
-    inputs: dict[int, torch.Tensor] = {}
-    outputs: dict[int, torch.Tensor] = {}
-    written: dict[int, torch.Tensor] = {}
-
-    def keep_block(layer: int):
-        def hook(_module, args, kwargs, output) -> None:
-            inputs[layer] = (args[0] if args else kwargs["hidden_states"]).float()
-            outputs[layer] = (output if isinstance(output, torch.Tensor) else output[0]).float()
-
-        return hook
-
-    def keep_writer(writer: Writer):
-        def hook(_module, _args, output) -> None:
-            value = output.float()
-            if writer.post_norm_gain is not None:
-                value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6) * writer.post_norm_gain
-            written[writer.layer] = written[writer.layer] + value if writer.layer in written else value
-
-        return hook
-
-    handles = [block.register_forward_hook(keep_block(i), with_kwargs=True) for i, block in enumerate(blocks)]
-    handles += [writer.module.register_forward_hook(keep_writer(writer)) for writer in writers]
-    try:
-        model(input_ids=torch.arange(3, 11, device=model.device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    errors = []
-    for layer in range(len(blocks)):
-        added, sum_written = outputs[layer] - inputs[layer], written[layer].to(outputs[layer].device)
-        scalar = (added * sum_written).sum() / sum_written.square().sum().clamp_min(1e-30)
-        errors.append(float((added - scalar * sum_written).norm() / added.norm().clamp_min(1e-30)))
-    return max(errors)
