@@ -15,6 +15,7 @@ from bruno.engine.model.architectures import find_blocks
 from bruno.engine.model.chat_format import Batch, EncodedPrompts
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import halving
+from bruno.engine.model.passes import accepted
 
 
 def capture(
@@ -34,7 +35,7 @@ def capture(
     residuals = torch.empty(len(prompts), loaded.layers + 1, loaded.hidden_size)
 
     def one_size(size: int) -> None:
-        for batch in prompts.batches(size, loaded.device):
+        for batch in prompts.batches(size, loaded.device, equal_lengths=not loaded.pads):
             residuals[batch.indices] = winsorise(last_positions(loaded, batch), winsorize_quantile)
 
     halving(one_size, rows or loaded.default_rows, emit)
@@ -60,10 +61,13 @@ def last_positions(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     handles += [block.register_forward_hook(output_of(i + 1)) for i, block in enumerate(blocks)]
     try:
         loaded.model.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
+            **accepted(
+                loaded.model.base_model,
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            )
         )
     finally:
         for handle in handles:

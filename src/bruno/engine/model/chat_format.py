@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import jinja2
 import torch
@@ -62,12 +63,18 @@ class EncodedPrompts:
         )
         return min(common, min(map(len, self.ids)) - 1)
 
-    def batches(self, rows: int, device: torch.device | str = "cpu", *, start: int = 0) -> Iterator[Batch]:
-        """Batches of at most `rows` prompts of similar length, without their first `start` tokens."""
+    def batches(
+        self, rows: int, device: torch.device | str = "cpu", *, start: int = 0, equal_lengths: bool = False
+    ) -> Iterator[Batch]:
+        """Batches of at most `rows` prompts of similar length, without their first `start` tokens.
+
+        `equal_lengths` is for models whose answer depends on padding: no batch then has any.
+        """
         order = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
-            yield self._batch(chosen, start, device)
+        groups = [list(group) for _, group in groupby(order, key=lambda i: len(self.ids[i]) if equal_lengths else 0)]
+        for group in groups:
+            for begin in range(0, len(group), rows):
+                yield self._batch(group[begin : begin + rows], start, device)
 
     def _batch(self, chosen: list[int], start: int, device: torch.device | str) -> Batch:
         width = max(len(self.ids[i]) for i in chosen) - start

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from bruno.engine.edits.session import EditSession
+from bruno.engine.model.cache import decoding_cache, widened
 from bruno.engine.model.loading import LoadedModel
+from bruno.engine.model.passes import logits_of
 from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts, prefix_of_trials, prepare, trial_pass
 
 __all__ = ["Generation", "PreparedPrompts", "answer_logprobs", "first_token_logprobs", "generate", "prepare"]
@@ -65,7 +65,10 @@ def generate(
     ended = [[False] * count for _ in range(trials)]
     ends = end_tokens(loaded)
     for wave in _waves(loaded, prepared, session, rows or 4 * loaded.default_rows):
-        decoding = _Decoding(loaded, wave, prepared.prefix, max_new_tokens)
+        if prepared.cache == "blocks":
+            decoding = _Decoding(loaded, wave, prepared.prefix, max_new_tokens)
+        else:
+            decoding = _WholeRows(loaded, wave, own=prepared.cache == "own")
         while decoding.rows:
             finished = []
             for row, (trial, prompt, token) in enumerate(decoding.tokens()):
@@ -96,7 +99,9 @@ def first_token_logprobs(
     result: torch.Tensor | None = None
     for item in prepared.pieces(rows):
         for trial, prefix in enumerate(prefixes):
-            logprobs = trial_pass(loaded, prepared, item, prefix, session, trial).logits.float().log_softmax(-1)
+            edited = session is not None and session.trials and session.first_layer[trial] < loaded.layers
+            logits = trial_pass(loaded, prepared, item, prefix, session, trial).logits if edited else item.logits
+            logprobs = logits.float().log_softmax(-1)
             if result is None:
                 result = logprobs.new_empty(len(prefixes), len(prepared.prompts), logprobs.shape[-1])
             result[trial, item.batch.indices.to(result.device)] = logprobs
@@ -129,11 +134,14 @@ def answer_logprobs(
     for item in prepared.pieces(rows):
         indices = item.batch.indices.to(device)
         for trial, prefix in enumerate(prefixes):
-            done = trial_pass(loaded, prepared, item, prefix, session, trial)
-            logits = done.logits[:, None]
-            if longest > 1:
-                following = _continue(loaded, item, done, tokens[indices, :-1], mask[indices, :-1])
-                logits = torch.cat([logits, following], dim=1)
+            given, real = tokens[indices, :-1], mask[indices, :-1]
+            if prepared.cache == "blocks":
+                done = trial_pass(loaded, prepared, item, prefix, session, trial)
+                logits = done.logits[:, None]
+                if longest > 1:
+                    logits = torch.cat([logits, _continue(loaded, prepared, item, done, given, real)], dim=1)
+            else:
+                logits = _whole_answers(loaded, item, session, trial, given, real)
             if result is None:
                 result = torch.empty(len(prefixes), count, longest, logits.shape[-1], device=device)
             result[trial, indices] = logits.float().log_softmax(-1)
@@ -150,25 +158,47 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
 
 
 def _settled_rows(
-    loaded: LoadedModel, decoding: _Decoding, ids: list[list[list[int]]], settled: Callable[[str], bool]
+    loaded: LoadedModel, decoding: _Decoding | _WholeRows, ids: list[list[list[int]]], settled: Callable[[str], bool]
 ) -> list[int]:
     texts = loaded.tokenizer.batch_decode([ids[t][p] for t, p in decoding.owners], skip_special_tokens=True)
     return [row for row, text in enumerate(texts) if settled(text)]
 
 
 def _continue(
-    loaded: LoadedModel, item: PreparedBatch, done: Pass, tokens: torch.Tensor, mask: torch.Tensor
+    loaded: LoadedModel,
+    prepared: PreparedPrompts,
+    item: PreparedBatch,
+    done: Pass,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
 ) -> torch.Tensor:
     """Logits of the positions of `tokens` [B, K - 1], which follow the prompts of a pass: [B, K - 1, V]."""
-    cache = Cache(layers=[Slab(k, v, k.shape[2] + tokens.shape[1]) for k, v in done.keys_values])
+    width = item.mask.shape[1]
+    cache, _ = decoding_cache([done.blocks], prepared.prefix, width, width + tokens.shape[1])
+    return logits_of(loaded, tokens, *_following(item, tokens, mask), cache)
+
+
+def _whole_answers(
+    loaded: LoadedModel,
+    item: PreparedBatch,
+    session: EditSession | None,
+    trial: int,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Logits [B, K, V] of the answers' positions in one pass without a cache, `tokens` and `mask` [B, K - 1]."""
+    if session is not None and session.trials:
+        session.rows_of(trial)
+    ids = torch.cat([item.batch.input_ids, tokens], dim=1)
+    longer, following = _following(item, tokens, mask)
+    positions = torch.cat([item.batch.position_ids, following], dim=1)
+    return logits_of(loaded, ids, longer, positions, None, keep=tokens.shape[1] + 1)
+
+
+def _following(item: PreparedBatch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask [B, P + S + K] and positions [B, K] for K tokens after the prompts."""
     steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    return loaded.model(
-        input_ids=tokens,
-        attention_mask=torch.cat([item.mask, mask.to(item.mask.dtype)], dim=1),
-        position_ids=item.batch.position_ids[:, -1:] + steps,
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
+    return torch.cat([item.mask, mask.to(item.mask.dtype)], dim=1), item.batch.position_ids[:, -1:] + steps
 
 
 @dataclass(frozen=True)
@@ -196,40 +226,6 @@ def _waves(
         yield wave
 
 
-class Slab(DynamicLayer):
-    """One block's keys and values in a tensor of full length from the start, written in place.
-
-    The library's dynamic layer copies everything it holds for every token. Rows can leave: `move` fills their places.
-    """
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
-        super().__init__()
-        shape = (*keys.shape[:2], capacity, keys.shape[3])
-        self._keys, self._values = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
-        self.length = keys.shape[2]
-        self._keys[:, :, : self.length], self._values[:, :, : self.length] = keys, values
-        self.lazy_initialization(keys, values)
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object):
-        """Write new positions; returns views [B, heads, length so far, head_dim]."""
-        rows, end = key_states.shape[0], self.length + key_states.shape[2]
-        self._keys[:rows, :, self.length : end] = key_states
-        self._values[:rows, :, self.length : end] = value_states
-        self.length = end
-        return self._keys[:rows, :, :end], self._values[:rows, :, :end]
-
-    def move(self, sources: torch.Tensor, places: torch.Tensor) -> None:
-        """Rows `places` become copies of rows `sources`."""
-        self._keys[places, :, : self.length] = self._keys[sources, :, : self.length]
-        self._values[places, :, : self.length] = self._values[sources, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-
 class _Decoding:
     """A wave of answers being written; rows 0 to `rows` - 1 of every tensor are the live ones."""
 
@@ -243,17 +239,13 @@ class _Decoding:
         self._mask = torch.zeros(self.rows, width + max_new_tokens, dtype=torch.long, device=device)
         self._mask[:, width:] = 1
         self._mask[:, :width] = torch.cat(
-            [_widened(s.item.mask[:, None, :, None], prefix, width)[:, 0, :, 0] for s in wave]
+            [widened(s.item.mask[:, None, :, None], prefix, width)[:, 0, :, 0] for s in wave]
         )
         self._position = torch.cat([s.item.batch.position_ids[:, -1] for s in wave])
         self._next = torch.cat([s.done.logits.argmax(-1) for s in wave])
-        self._slabs: list[Slab] = []
-        for layer in range(loaded.layers):
-            keys, values = (
-                torch.cat([_widened(s.done.keys_values[layer][side], prefix, width) for s in wave]) for side in (0, 1)
-            )
-            self._slabs.append(Slab(keys, values, width + max_new_tokens))
-        self._cache = Cache(layers=list(self._slabs))
+        self._cache, self._layers = decoding_cache(
+            [s.done.blocks for s in wave], prefix, width, width + max_new_tokens
+        )
 
     def tokens(self) -> list[tuple[int, int, int]]:
         """(trial, prompt, newest token) for each live row."""
@@ -267,15 +259,15 @@ class _Decoding:
         places = [row for row in range(kept) if row in gone]
         sources = [row for row in range(kept, self.rows) if row not in gone]
         self.rows = kept
-        if places:
-            into = torch.tensor(places, device=self._mask.device)
-            out_of = torch.tensor(sources, device=self._mask.device)
+        into = torch.tensor(places, device=self._mask.device, dtype=torch.long)
+        out_of = torch.tensor(sources, device=self._mask.device, dtype=torch.long)
+        if finished and kept:
             for tensor in (self._mask, self._position, self._next):
                 tensor[into] = tensor[out_of]
-            for slab in self._slabs:
-                slab.move(out_of, into)
-            for place, source in zip(places, sources, strict=True):
-                self.owners[place] = self.owners[source]
+            for layer in self._layers:
+                layer.move(out_of, into, kept)
+        for place, source in zip(places, sources, strict=True):
+            self.owners[place] = self.owners[source]
         del self.owners[kept:]
 
     def step(self, session: EditSession | None) -> None:
@@ -285,21 +277,73 @@ class _Decoding:
         live = slice(0, self.rows)
         self._width += 1
         self._position[live] += 1
-        logits = self._loaded.model(
-            input_ids=self._next[live, None],
-            attention_mask=self._mask[live, : self._width],
-            position_ids=self._position[live, None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        logits = logits_of(
+            self._loaded,
+            self._next[live, None],
+            self._mask[live, : self._width],
+            self._position[live, None],
+            self._cache,
+            keep=1,
+        )
         self._next[live] = logits[:, -1].argmax(-1)
 
 
-def _widened(tensor: torch.Tensor, prefix: int, width: int) -> torch.Tensor:
-    """[B, H, P + S, D] with zeros between prefix and the rest, so that the third axis is `width` long."""
-    missing = width - tensor.shape[2]
-    if not missing:
-        return tensor
-    gap = tensor.new_zeros(*tensor.shape[:2], missing, tensor.shape[3])
-    return torch.cat([tensor[:, :, :prefix], gap, tensor[:, :, prefix:]], dim=2)
+class _WholeRows:
+    """Answers of one model whose cache cannot be taken apart: each pass keeps its rows until all of them have ended.
+
+    With `own`, every pass goes on in the cache that the model made for it; otherwise all positions are computed again
+    for every token.
+    """
+
+    def __init__(self, loaded: LoadedModel, wave: list[_Started], *, own: bool) -> None:
+        self._loaded, self._own = loaded, own
+        self._passes = [_Rows(s.trial, s.done.own, s.item) for s in wave]
+        self._live = [(each, row) for each in self._passes for row in range(len(each.next))]
+        for started, each in zip(wave, self._passes, strict=True):
+            each.next = started.done.logits.argmax(-1)
+
+    @property
+    def rows(self) -> int:
+        return len(self._live)
+
+    @property
+    def owners(self) -> list[tuple[int, int]]:
+        return [(each.trial, each.prompts[row]) for each, row in self._live]
+
+    def tokens(self) -> list[tuple[int, int, int]]:
+        """(trial, prompt, newest token) for each live row."""
+        newest = {id(each): each.next.tolist() for each in self._passes}
+        return [(each.trial, each.prompts[row], newest[id(each)][row]) for each, row in self._live]
+
+    def drop(self, finished: list[int]) -> None:
+        """These live rows are not read any more."""
+        gone = set(finished)
+        self._live = [live for row, live in enumerate(self._live) if row not in gone]
+
+    def step(self, session: EditSession | None) -> None:
+        """One more token for every row of the passes that have a live one."""
+        needed = {id(each) for each, _ in self._live}
+        self._passes = [each for each in self._passes if id(each) in needed]
+        for each in self._passes:
+            if session is not None and session.trials:
+                session.rows_of(each.trial)
+            each.append(each.next)
+            ids, positions = (each.ids[:, -1:], each.positions[:, -1:]) if self._own else (each.ids, each.positions)
+            logits = logits_of(self._loaded, ids, each.mask, positions, each.cache if self._own else None, keep=1)
+            each.next = logits[:, -1].argmax(-1)
+
+
+class _Rows:
+    """The rows of one pass in `_WholeRows`: everything they hold so far, [B, S so far]."""
+
+    def __init__(self, trial: int, cache: object, item: PreparedBatch) -> None:
+        self.trial, self.cache = trial, cache
+        self.prompts = item.batch.indices.tolist()
+        self.ids, self.mask, self.positions = item.batch.input_ids, item.mask, item.batch.position_ids
+        self.next = self.ids[:, -1]
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """A token [B] for each row."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], dim=1)

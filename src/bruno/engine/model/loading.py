@@ -44,6 +44,8 @@ class LoadedModel:
         layers: number of decoder blocks L.
         hidden_size: d.
         default_rows: prompts in one pass where nobody says otherwise.
+        pads: whether shorter rows may be padded on the left. False for a model whose answers depend on padding: its
+            batches hold prompts of one length.
     """
 
     model: PreTrainedModel
@@ -57,6 +59,7 @@ class LoadedModel:
     layers: int
     hidden_size: int
     default_rows: int
+    pads: bool = True
 
 
 def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
