@@ -27,7 +27,7 @@ from bruno.engine import demo
 from bruno.engine.model.architectures import COMPONENTS
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import encode
-from bruno.engine.directions.find import find_directions
+from bruno.engine.directions.find import Samples, find_directions
 from bruno.engine.edits.build import Kernel, TrialEdit, build_edits
 from bruno.engine.model.generate import first_token_logprobs, generate, prepare
 from bruno.engine.model.loading import load
@@ -88,7 +88,7 @@ def main() -> None:
     }
     report["plain"] = plain(loaded, bad, good, options.tokens)
     (captures, report["capture"]) = measured(lambda: [capture(loaded, p, emit=tell) for p in (bad, good)])
-    directions = find_directions(*captures, EngineSettings().directions)  # type: ignore[misc]
+    directions = find_directions(Samples(*captures), EngineSettings())  # type: ignore[misc]
     (prepared, report["prepare"]) = measured(lambda: [prepare(loaded, p, emit=tell) for p in (bad, good)])
     generator = random.Random(options.seed)
     trials = [random_trial(generator, loaded.layers) for _ in range(options.trials)]

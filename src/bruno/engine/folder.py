@@ -79,10 +79,13 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def save_directions(folder: Path, directions: DirectionSet, key: str) -> None:
     """Keep the directions of a run, so that a resume needs no second capture. `key` says what they were made from."""
+    import torch
     from safetensors.torch import save_file
 
-    tensors = {name: getattr(directions, name).contiguous() for name in ("vectors", "weights", "separation")}
-    notes = json.dumps({"key": key, "used": directions.used, "skipped": directions.skipped})
+    fields = vars(directions)
+    tensors = {name: value.cpu().contiguous() for name, value in fields.items() if isinstance(value, torch.Tensor)}
+    values = {name: value for name, value in fields.items() if name not in tensors}
+    notes = json.dumps({"key": key, "tensors": sorted(tensors), "values": values})
     write_whole(folder / DIRECTIONS_FILE, lambda target: save_file(tensors, target, metadata={"bruno": notes}))
 
 
@@ -97,8 +100,10 @@ def load_directions(folder: Path, key: str) -> DirectionSet | None:
             notes = json.loads((file.metadata() or {}).get("bruno", "{}"))
             if notes.get("key") != key:
                 return None
-            tensors = {name: file.get_tensor(name) for name in ("vectors", "weights", "separation")}
-    except (OSError, SafetensorError, ValueError):
-        # Nothing is lost: they are made again from the prompts, and the log shows the capture.
+            tensors = {name: file.get_tensor(name) for name in notes["tensors"]}
+            values = {**notes["values"], "used": tuple(notes["values"]["used"])}
+        return DirectionSet(**tensors, **values)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        # Nothing is lost: they are made again from the prompts, and the log shows the capture. The last two are a file
+        # of another version of the engine, with other fields.
         return None
-    return DirectionSet(used=tuple(notes["used"]), skipped=notes["skipped"], **tensors)

@@ -24,7 +24,7 @@ import optuna
 from bruno import __version__
 from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
 from bruno.engine.data.prompts import PromptSets, load_prompt_sets
-from bruno.engine.directions.find import DirectionSet, find_directions
+from bruno.engine.directions.find import DirectionSet, Samples, find_directions
 from bruno.engine.edits.build import TrialEdit, build_edits
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import (
@@ -140,7 +140,7 @@ class Run:
                 capture(self.loaded, self._encode(texts), emit=self.emit, winsorize_quantile=quantile)
                 for texts in (self.prompts.bad_train, self.prompts.good_train)
             )
-            directions = find_directions(bad, good, self.settings.directions)
+            directions = find_directions(Samples(bad, good), self.settings, self.emit)
         save_directions(self.folder, directions, key)
         strongest = int(directions.separation.argmax())
         self.emit(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bruno.engine.directions.algebra import mean_difference, project_out, separation, winsorise
-from bruno.engine.directions.find import find_directions
+from bruno.engine.directions.find import DirectionSet, Samples, find_directions
 from bruno.errors import InputError
-from bruno.settings.engine import Directions
+from bruno.settings.engine import Directions, EngineSettings
 
 LAYERS, HIDDEN = 3, 64
 
@@ -23,9 +23,13 @@ def planted(seed: int = 0, count: int = 200) -> tuple[torch.Tensor, torch.Tensor
     return bad, good, truth
 
 
+def find(bad: torch.Tensor, good: torch.Tensor, directions: Directions) -> DirectionSet:
+    return find_directions(Samples(bad, good), EngineSettings(directions=directions))
+
+
 def test_a_planted_direction_is_found() -> None:
     bad, good, truth = planted()
-    found = find_directions(bad, good, Directions(project_good_mean=False))
+    found = find(bad, good, Directions(project_good_mean=False))
     assert found.vectors.shape == (LAYERS + 1, 1, HIDDEN)
     assert ((found.vectors[:, 0] * truth).sum(-1) > 0.98).all()
     assert (found.separation > 4).all()
@@ -34,7 +38,7 @@ def test_a_planted_direction_is_found() -> None:
 
 def test_projected_directions_are_orthogonal_to_the_good_mean() -> None:
     bad, good, _ = planted()
-    found = find_directions(bad, good, Directions())
+    found = find(bad, good, Directions())
     mean = torch.nn.functional.normalize(good.mean(0), dim=-1)
     assert ((found.vectors[:, 0] * mean).sum(-1).abs() < 1e-6).all()
     assert torch.allclose(found.vectors.norm(dim=-1), torch.ones(LAYERS + 1, 1), atol=1e-6)
@@ -53,10 +57,12 @@ def test_a_layer_where_the_classes_agree_has_no_direction_and_is_named() -> None
     bad, good, _ = planted()
     bad[:, 0] = good[:, 0] = good[0, 0]  # the embedding of a last token that all prompts share
     bad[:, 2] = good[:, 2]
-    found = find_directions(bad, good, Directions())
+    found = find(bad, good, Directions())
     assert not found.vectors[0].any()
     assert not found.vectors[2].any()
-    assert found.skipped == {"mean difference": "the prompt sets do not differ after block 1"}
+    assert found.skipped == {
+        "mean difference": "the prompt sets do not differ after block 1; continuing with no direction there"
+    }
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_a_layer_where_the_classes_agree_has_no_direction_and_is_named() -> None
 )
 def test_samples_without_a_direction_are_refused(bad, good, message) -> None:
     with pytest.raises(InputError, match=message):
-        find_directions(bad, good, Directions())
+        find(bad, good, Directions())
 
 
 def test_project_out_removes_a_whole_span() -> None:
@@ -89,7 +95,7 @@ def test_winsorising_clamps_outliers_of_each_vector_and_only_them() -> None:
 
 def test_winsorised_captures_are_named() -> None:
     bad, good, _ = planted()
-    assert find_directions(bad, good, Directions(winsorize_quantile=0.99)).used[0] == "winsorised captures"
+    assert find(bad, good, Directions(winsorize_quantile=0.99)).used[0] == "winsorised captures"
 
 
 def test_separation_is_the_distance_of_means_in_standard_deviations() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from bruno.engine.directions.find import find_directions
+from bruno.engine.directions.find import Samples, find_directions
 from bruno.engine.events import OutOfMemory
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import EncodedPrompts, encode
 from bruno.errors import BrunoError
-from bruno.settings.engine import Directions
+from bruno.settings.engine import EngineSettings
 from tests.engine.models import CONFIGS, loaded_model
 
 PROMPTS = [f"question {i} " + "again " * (i % 5) for i in range(12)]
@@ -40,7 +40,7 @@ def test_batch_size_order_and_padding_change_nothing(kind: str, rows: int) -> No
     reference = capture(loaded, prompts, emit=lambda _: None, rows=12)
     other = capture(loaded, reversed_prompts, emit=lambda _: None, rows=rows).flip(0)
     assert (reference - other).abs().max() < 1e-5
-    halves = [find_directions(c[::2], c[1::2], Directions()).vectors for c in (reference, other)]
+    halves = [find_directions(Samples(c[::2], c[1::2]), EngineSettings()).vectors for c in (reference, other)]
     assert (halves[0] - halves[1]).abs().max() < 1e-5
 
 

@@ -33,20 +33,53 @@ def project_out(vectors: torch.Tensor, from_span: torch.Tensor) -> torch.Tensor:
     """Vectors without their component in a span, per layer, fp64.
 
     Args:
-        vectors: [L + 1, d].
-        from_span: [L + 1, m, d], any m vectors; they need be neither unit nor orthogonal.
+        vectors: [L + 1, d] or [L + 1, k, d].
+        from_span: [L + 1, m, d], any m vectors; they need be neither unit nor orthogonal, and zero ones span nothing.
     """
-    basis = torch.linalg.qr(from_span.double().transpose(-1, -2)).Q  # [L + 1, d, m]
-    vectors = vectors.double()
+    basis = orthonormal(from_span)  # [L + 1, m, d]
+    left = vectors.double() if vectors.dim() == 3 else vectors.double()[:, None]
     for _ in range(2):  # the second pass removes what rounding left of the first
-        vectors = vectors - (basis @ (basis.transpose(-1, -2) @ vectors[..., None]))[..., 0]
-    return vectors
+        left = left - (left @ basis.mT) @ basis
+    return left.reshape(vectors.shape)
+
+
+def orthonormal(vectors: torch.Tensor, floor: float = 1e-6) -> torch.Tensor:
+    """Gram-Schmidt in order over k, fp64: [..., k, d] -> the same shape. Keeps signs.
+
+    A vector of which less than the share `floor` is new becomes zero: a QR factorisation would put an arbitrary
+    direction in its place.
+    """
+    done: list[torch.Tensor] = []
+    for vector in vectors.double().unbind(-2):
+        left = vector
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            for other in done:
+                left = left - (left * other).sum(-1, keepdim=True) * other
+        new = torch.linalg.vector_norm(left, dim=-1, keepdim=True)
+        whole = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        done.append(torch.where(new > floor * whole, normalise(left), torch.zeros_like(left)))
+    return torch.stack(done, dim=-2) if done else vectors.double()
+
+
+def aligned(vectors: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Vectors [L + 1, k, d] with the sign that agrees with the reference [L + 1, d]: an eigenvector has none of its
+    own, and sums of opposites vanish."""
+    along = (vectors * reference[:, None].to(vectors)).sum(-1, keepdim=True)
+    return torch.where(along < 0, -vectors, vectors)
 
 
 def normalise(vectors: torch.Tensor) -> torch.Tensor:
     """Unit vectors along the last axis; zero stays zero."""
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return torch.where(length > 1e-12, vectors / length.clamp_min(1e-30), torch.zeros_like(vectors))
+
+
+def stable_order(sample: torch.Tensor) -> torch.Tensor:
+    """An order of the prompts that does not depend on the order they came in, [n] long: by length at the last layer.
+
+    Folds, halves and clusters are drawn from it, so that shuffled prompts give the same directions.
+    """
+    return torch.linalg.vector_norm(sample[:, -1].double(), dim=-1).argsort(stable=True)
 
 
 def separation(bad: torch.Tensor, good: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
