@@ -246,6 +246,21 @@ def chat(
     return _submit(ctx, ChatWith(model=model), sandbox=sandbox)
 
 
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A run's folder (its --out), or a model that bruno saved.")],
+    *,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw its layers: FILE.png or FILE.html.", metavar="FILE")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """What a run used, skipped and why, and what it found."""
+    from bruno.cli.explain import explain as tell
+
+    return tell(folder, plot=plot, as_json=as_json)
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     add_help_option=False,

@@ -1,4 +1,5 @@
-"""The engine's command line: `python -m bruno.engine [abliterate] MODEL --search.trials 8 ...` and `... chat MODEL`.
+"""The engine's command line: `python -m bruno.engine [abliterate] MODEL --search.trials 8 ...`, `... chat MODEL`, and
+`... explain`, `export` and `reproduce` for what a run left behind (`after.py`).
 
 Reads the settings, opens the run's folder, turns every failure into one line and an exit code. Heavy imports happen
 after the arguments were read, so a wrong setting is told at once.
@@ -26,6 +27,10 @@ from bruno.settings.engine import EngineSettings
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells expect it."""
 
+AFTER = ("explain", "export", "reproduce")
+"""Verbs on what a run left behind; each is a function of `after.py`."""
+VERBS = ("abliterate", "chat", *AFTER)
+
 _KEPT = "What was scored so far is kept; the same command goes on from there"
 
 
@@ -34,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in ("abliterate", "chat") else ("abliterate", argv)
+    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in VERBS else ("abliterate", argv)
     # A rented machine is told to stop with SIGTERM: leave through the same door as Ctrl-C, so that half a model is
     # removed.
     if _in_main_thread():
@@ -42,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         if verb == "chat":
             return chat(rest)
+        if verb in AFTER:
+            from bruno.engine import after
+
+            return getattr(after, verb)(rest)
         return abliterate(load_settings(rest))
     except BrunoError as error:
         sys.stderr.write(f"Error: {_one_line(error)}\n")
