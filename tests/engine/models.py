@@ -15,7 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bruno.engine.model.architectures import decoder_config, find_writers
+from bruno.engine.edits.bake import bake_bias, bake_router, bake_weight
+from bruno.engine.edits.build import EditBatch
+from bruno.engine.model.architectures import decoder_config, find_mixtures, find_writers
 from bruno.engine.model.loading import LoadedModel
 
 VOCABULARY = 300
@@ -186,6 +188,26 @@ def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     fast.padding_side = "left"
     fast.chat_template = chat_template
     return fast
+
+
+@torch.inference_mode()
+def bake_into(loaded: LoadedModel, batch: EditBatch, trial: int) -> None:
+    """Change the live weights, biases and routers as one trial's edit says: experts one at a time."""
+    for index, edit in batch.edits.items():
+        writer = loaded.writers[index]
+        weight = loaded.model.get_parameter(writer.weight_name)
+        bias = loaded.model.get_parameter(writer.bias_name) if writer.bias_name else None
+        for expert in range(writer.experts or 1):
+            own = edit.of_expert(expert) if writer.experts else edit
+            part = weight[expert] if writer.experts else weight
+            part.copy_(bake_weight(part, own, trial, transposed=writer.transposed))
+            if bias is not None:
+                part = bias[expert] if writer.experts else bias
+                part.copy_(bake_bias(part, own, trial))
+    for mixture in find_mixtures(loaded.writers):
+        if mixture.layer in batch.routers:
+            weight = loaded.model.get_parameter(f"{mixture.router_name}.weight")
+            weight.copy_(bake_router(weight, batch.routers[mixture.layer], trial))
 
 
 def loaded_model(kind: str, source: Path = Path(), **changes: object) -> LoadedModel:

@@ -1,13 +1,7 @@
-"""What an edit is: data. Kernels give strengths by layer; the algebra of engine.md section 3 turns them into tensors.
+"""What an edit is: data. Kernels give strengths by layer; `algebra.py` turns them and the weights into tensors.
 
-During a search no weight changes. An edit of one writer ``y = W x + b`` is four tensors with a leading trial axis T, so
-that the rows of one batch can belong to different trials:
-
-    x' = input_scale * x                        [T, d_in]
-    y' = output_scale * (y + (y read^T) write)  read, write [T, k, d]; output_scale [T, d]
-
-`session.py` applies them around the running modules, `bake.py` applies the same ones to stored weights. Pure: reads
-weights, changes nothing.
+During a search no weight changes. `session.py` applies the tensors around the running modules, `bake.py` applies the
+same ones to stored weights. Pure: reads weights, changes nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +14,36 @@ from typing import Literal
 import torch
 
 from bruno.engine.directions.find import DirectionSet
-from bruno.engine.model.architectures import Writer
+from bruno.engine.edits.algebra import (
+    NormMode,
+    RouterEdit,
+    WriterEdit,
+    gained,
+    orthonormal,
+    stack_experts,
+    with_added,
+    writer_edit,
+)
+from bruno.engine.model.architectures import ATTENTION, Writer
 from bruno.errors import InputError
 
-NormMode = Literal["column", "none", "row", "frobenius"]
-
-# Below this share of a squared norm the vector was removed whole; what is left is rounding, and is not scaled up.
-_VANISHED = 1e-6
+__all__ = [
+    "EditBatch",
+    "EditRules",
+    "Kernel",
+    "NormMode",
+    "RouterEdit",
+    "TrialEdit",
+    "WriterEdit",
+    "build_edits",
+    "edit_router",
+    "edit_weight",
+    "gained",
+    "orthonormal",
+    "profile_factor",
+    "trial_directions",
+    "writer_edit",
+]
 
 
 @dataclass(frozen=True)
@@ -64,21 +81,38 @@ class TrialEdit:
         direction_index: block whose output the global direction is taken from, 0 to L - 1, fractional (neighbours are
             interpolated after aligning their signs). None with scope "per layer".
         kernels: by component name ("attn.o_proj", "mlp.down_proj"); a component without a kernel is left alone.
+        further: strength of the directions after the first, relative to `DirectionSet.weights`.
     """
 
     scope: Literal["global", "per layer"]
     direction_index: float | None
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    further: float = 1.0
 
 
 @dataclass(frozen=True)
-class WriterEdit:
-    """The edit of one writer for T trials; tensors as in the module docstring, fp32, on the writer's device."""
+class EditRules:
+    """What is the same for every trial of a run.
 
-    input_scale: torch.Tensor | None
-    read: torch.Tensor
-    write: torch.Tensor
-    output_scale: torch.Tensor | None
+    Attributes:
+        norm_mode: which norms of an edited weight are kept.
+        layer_profile: factors on every strength, spread evenly from the first block to the last and interpolated; empty
+            for none.
+        compliance_strength: how much of `DirectionSet.compliance` the attention writers gain, relative to the strength
+            of the edit there; 0 or more. Nothing without such a direction.
+        heads: block to the attention heads that are edited; None edits whole outputs. The attention of a block that is
+            absent is not edited.
+        experts: block to the routed experts that are edited; None edits all. Those of a block that is absent are not
+            edited. Shared experts always are.
+        router: share s, 0 to 1, of W_g <- W_g (I - s w V V^T), w the strengths of the MLP component in that block.
+    """
+
+    norm_mode: NormMode = "column"
+    layer_profile: tuple[float, ...] = ()
+    compliance_strength: float = 0.0
+    heads: Mapping[int, tuple[int, ...]] | None = None
+    experts: Mapping[int, tuple[int, ...]] | None = None
+    router: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,49 +120,201 @@ class EditBatch:
     """Edits of T trials, by the writer's index in `find_writers`' list. Writers no trial touches are absent.
 
     `first_layer[t]` is the lowest block that trial t edits (L when it edits none): below it the base model's states
-    hold.
+    hold. `routers` has the edits of routers, by block.
     """
 
     trials: int
     edits: Mapping[int, WriterEdit]
     first_layer: tuple[int, ...]
+    routers: Mapping[int, RouterEdit] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def build_edits(
-    trials: Sequence[TrialEdit], directions: DirectionSet, writers: Sequence[Writer], norm_mode: NormMode = "column"
+    trials: Sequence[TrialEdit],
+    directions: DirectionSet,
+    writers: Sequence[Writer],
+    rules: EditRules | NormMode = "column",
 ) -> EditBatch:
     """Turn trials into tensors (fp32; T = len(trials)). Reads each touched writer's weight once.
 
     Raises:
-        InputError: a kernel names a component the model does not have, or a direction index is out of range.
+        InputError: a kernel names a component the model does not have, a direction index is out of range, or the rules
+            name a head or an expert that is not there.
     """
+    rules = EditRules(norm_mode=rules) if isinstance(rules, str) else rules
     layers = directions.vectors.shape[0] - 1
     known = {writer.component for writer in writers}
     for trial in trials:
         unknown = set(trial.kernels) - known
         if unknown:
             raise InputError(f"No component {', '.join(sorted(unknown))}: the model has {', '.join(sorted(known))}")
-    shared = [trial_directions(trial, directions, 0) if trial.scope == "global" else None for trial in trials]
     edits: dict[int, WriterEdit] = {}
+    routers: dict[int, RouterEdit] = {}
     first_layer = [layers] * len(trials)
     for index, writer in enumerate(writers):
-        kernels = [trial.kernels.get(writer.component) for trial in trials]
-        strengths = [kernel.weight(writer.layer) if kernel else 0.0 for kernel in kernels]
-        if not any(strengths):
+        device = next(writer.module.parameters()).device
+        plan = _Plan.of(trials, directions, rules, writer, device)
+        if plan is None:
             continue
-        for t, strength in enumerate(strengths):
-            if strength:
-                first_layer[t] = min(first_layer[t], writer.layer)
-        own = [
-            trial_directions(t, directions, writer.layer) if v is None else v
-            for t, v in zip(trials, shared, strict=True)
-        ]
-        weight = writer.weight()
-        basis = gained(torch.stack(own).to(weight.device), writer.post_norm_gain)
-        weights = torch.tensor(strengths, device=weight.device)[:, None] * directions.weights.to(weight.device)
-        edits[index] = writer_edit(weight, basis, weights, norm_mode)
-    return EditBatch(trials=len(trials), edits=edits, first_layer=tuple(first_layer))
+        if writer.experts:
+            edit = _edit_experts(writer, plan, rules.norm_mode)
+        elif writer.expert is not None and writer.expert not in plan.experts:
+            edit = None
+        else:
+            edit = writer_edit(writer.weight(), plan.basis, plan.strengths, rules.norm_mode, plan.columns)
+        touched = edit is not None
+        if edit is not None:
+            edits[index] = edit
+        if rules.router and writer.mixture is not None and writer.layer not in routers:
+            touched = True
+            routers[writer.layer] = edit_router(trials, directions, rules, writer, device)
+        if touched:
+            for t, active in enumerate(plan.strengths.any(dim=1).tolist()):
+                if active:
+                    first_layer[t] = min(first_layer[t], writer.layer)
+    return EditBatch(trials=len(trials), edits=edits, first_layer=tuple(first_layer), routers=routers)
+
+
+def edit_weight(
+    weight: torch.Tensor,
+    trials: Sequence[TrialEdit],
+    directions: DirectionSet,
+    rules: EditRules,
+    writer: Writer,
+    expert: int | None = None,
+) -> WriterEdit | None:
+    """The edit of one given weight [d, d_in] fp32 of a writer (of one of its experts), None where no trial touches it.
+
+    What `build_edits` does with the live weight: export gives the stored one, which a quantised search did not have.
+    """
+    plan = _Plan.of(trials, directions, rules, writer, weight.device)
+    number = writer.expert if expert is None else expert
+    if plan is None or (number is not None and number not in plan.experts):
+        return None
+    return writer_edit(weight, plan.basis, plan.strengths, rules.norm_mode, plan.columns)
+
+
+def edit_router(
+    trials: Sequence[TrialEdit],
+    directions: DirectionSet,
+    rules: EditRules,
+    writer: Writer,
+    device: torch.device,
+) -> RouterEdit:
+    """The edit of the router of a routed expert's mixture. It reads the stream, so its directions have no gain."""
+    basis, strengths = _removed(trials, directions, rules, writer, device)
+    return RouterEdit(read=basis, write=-rules.router * strengths[..., None] * basis)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What happens to one writer, before its weight is known.
+
+    Attributes:
+        basis: [T, k, d], orthonormal.
+        strengths: [T, k].
+        columns: [d_in] bool, the columns of the chosen heads; None for all.
+        experts: routed experts of the block that are edited.
+    """
+
+    basis: torch.Tensor
+    strengths: torch.Tensor
+    columns: torch.Tensor | None
+    experts: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        trials: Sequence[TrialEdit],
+        directions: DirectionSet,
+        rules: EditRules,
+        writer: Writer,
+        device: torch.device,
+    ) -> _Plan | None:
+        """None where no trial touches the writer."""
+        if not any(_kernel_weight(trial, rules, directions, writer) for trial in trials):
+            return None
+        columns = None
+        if rules.heads is not None and writer.component == ATTENTION:
+            chosen = rules.heads.get(writer.layer, ())
+            if not chosen:
+                return None
+            columns = _columns(writer, chosen, device)
+        basis, strengths = _removed(trials, directions, rules, writer, device)
+        basis = gained(basis, writer.post_norm_gain)
+        compliance = directions.compliance
+        if rules.compliance_strength and compliance is not None and writer.component == ATTENTION:
+            added = gained(compliance[writer.layer + 1].to(device)[None], writer.post_norm_gain)[0]
+            kernels = [_kernel_weight(trial, rules, directions, writer) for trial in trials]
+            strength = rules.compliance_strength * torch.tensor(kernels, device=device)
+            basis, strengths = with_added(basis, strengths, added, strength)
+        return cls(basis, strengths, columns, _experts(writer, rules))
+
+
+def _kernel_weight(trial: TrialEdit, rules: EditRules, directions: DirectionSet, writer: Writer) -> float:
+    """kernel(l) x profile(l) of the writer's component, 0 without a kernel."""
+    kernel = trial.kernels.get(writer.component)
+    if kernel is None:
+        return 0.0
+    layers = directions.vectors.shape[0] - 1
+    return kernel.weight(writer.layer) * profile_factor(rules.layer_profile, writer.layer, layers)
+
+
+def _removed(
+    trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions [T, k, d] that leave the stream at the writer's block, and how much of each, [T, k]."""
+    basis = torch.stack([trial_directions(trial, directions, writer.layer) for trial in trials]).to(device)
+    kernels = torch.tensor([_kernel_weight(trial, rules, directions, writer) for trial in trials])
+    relative = directions.weights.cpu().expand(len(trials), -1).clone()
+    relative[:, 1:] *= torch.tensor([trial.further for trial in trials])[:, None]
+    return basis, (kernels[:, None] * directions.calibration * relative).to(device)
+
+
+def _columns(writer: Writer, heads: Sequence[int], device: torch.device) -> torch.Tensor:
+    """[d_in] True where the writer reads one of the heads. Query heads: grouping of keys and values does not matter."""
+    inputs = writer.weight_shape[1]
+    absent = [head for head in heads if not 0 <= head < writer.heads]
+    if absent:
+        raise InputError(f"{writer.name} has heads 0 to {writer.heads - 1}, not {absent[0]}")
+    mask = torch.zeros(writer.heads, inputs // writer.heads, dtype=torch.bool, device=device)
+    mask[list(heads)] = True
+    return mask.flatten()
+
+
+def _experts(writer: Writer, rules: EditRules) -> frozenset[int]:
+    """The routed experts of the writer's block that are edited; empty for writers that are none."""
+    if writer.mixture is None:
+        return frozenset()
+    count = writer.mixture.experts
+    if rules.experts is None:
+        return frozenset(range(count))
+    chosen = frozenset(rules.experts.get(writer.layer, ()))
+    absent = sorted(number for number in chosen if not 0 <= number < count)
+    if absent:
+        raise InputError(f"Block {writer.layer} has experts 0 to {count - 1}, not {absent[0]}")
+    return chosen
+
+
+def _edit_experts(writer: Writer, plan: _Plan, norm_mode: NormMode) -> WriterEdit | None:
+    """The edit of all fused experts of a writer, one weight in fp32 at a time; None when none of them is chosen."""
+    edits = [
+        writer_edit(writer.weight(number), plan.basis, plan.strengths, norm_mode) if number in plan.experts else None
+        for number in range(writer.experts)
+    ]
+    example = next((edit for edit in edits if edit is not None), None)
+    return None if example is None else stack_experts(edits, example, writer.weight_shape[1])
+
+
+def profile_factor(profile: Sequence[float], layer: int, layers: int) -> float:
+    """The profile at a block: its factors lie evenly from block 0 to L - 1, with straight lines between. 1 without one."""
+    if not profile:
+        return 1.0
+    position = layer / max(layers - 1, 1) * (len(profile) - 1)
+    low = min(int(position), len(profile) - 1)
+    high = min(low + 1, len(profile) - 1)
+    return profile[low] + (position - low) * (profile[high] - profile[low])
 
 
 def trial_directions(trial: TrialEdit, directions: DirectionSet, layer: int) -> torch.Tensor:
@@ -148,74 +334,3 @@ def trial_directions(trial: TrialEdit, directions: DirectionSet, layer: int) -> 
     below, above = directions.vectors[low + 1], directions.vectors[min(low + 1, last) + 1]
     signs = torch.where((below * above).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     return orthonormal(torch.lerp(below, signs * above, position - low))
-
-
-def orthonormal(vectors: torch.Tensor) -> torch.Tensor:
-    """Gram-Schmidt in order over k, in fp64: [..., k, d] -> the same shape; zero vectors stay zero. Keeps signs."""
-    done: list[torch.Tensor] = []
-    for vector in vectors.double().unbind(-2):
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            for other in done:
-                vector = vector - (vector * other).sum(-1, keepdim=True) * other  # noqa: PLW2901
-        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        done.append(torch.where(length > 1e-9, vector / length.clamp_min(1e-30), torch.zeros_like(vector)))
-    return torch.stack(done, dim=-2).to(vectors.dtype)
-
-
-def gained(basis: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-    """Directions as the weight's output must lose them: normalise(g * v) behind a post-norm of gain g, v otherwise.
-
-    What is added to the stream is g * z / rms(z); its component along v is (g * v) . z / rms(z).
-    """
-    return basis if gain is None else orthonormal(basis * gain.to(basis.device))
-
-
-def writer_edit(weight: torch.Tensor, basis: torch.Tensor, strengths: torch.Tensor, norm_mode: NormMode) -> WriterEdit:
-    """The four tensors for one writer.
-
-    Args:
-        weight: W, [d, d_in] fp32.
-        basis: V, orthonormal directions [T, k, d].
-        strengths: w, [T, k]; 1 removes a direction whole.
-        norm_mode: which norms of W' are kept.
-
-    With `none`, W' = (I - V diag(w) V^T) W. `column` and `frobenius` scale the input after that, which commutes with
-    the projection. `row` projects the row-normalised weight and restores each row's norm, which puts part of the
-    direction back: it is there to compare with other tools.
-    """
-    if norm_mode == "row":
-        return _row_edit(weight, basis, strengths)
-    edit = WriterEdit(input_scale=None, read=basis, write=-strengths[..., None] * basis, output_scale=None)
-    if norm_mode == "none":
-        return edit
-    removed = strengths * (2.0 - strengths)  # share of the squared component along v that goes: 1 - (1 - w)^2
-    along = basis @ weight  # [T, k, d_in]
-    lost = (removed[..., None] * along.square()).sum(1)  # [T, d_in]
-    before = weight.square().sum(0)  # [d_in]
-    if norm_mode == "frobenius":
-        lost, before = lost.sum(-1, keepdim=True), before.sum(-1, keepdim=True)
-    scale = _restoring(before - lost, before).expand(-1, weight.shape[1]).contiguous()
-    return WriterEdit(input_scale=scale, read=edit.read, write=edit.write, output_scale=None)
-
-
-def _row_edit(weight: torch.Tensor, basis: torch.Tensor, strengths: torch.Tensor) -> WriterEdit:
-    """Row norms kept, in closed form. What = W / n; What' = What - V diag(w) U with U = V^T What; W'_i = n_i What'_i/|.|.
-
-    |What'_i|^2 = |What_i|^2 - 2 sum_k w_k v_ik (What U^T)_ik + (w v_i) (U U^T) (w v_i)^T, with |What_i| = 1.
-    """
-    norms = torch.linalg.vector_norm(weight, dim=1)  # [d]
-    inverse = torch.where(norms > 0, 1.0 / norms.clamp_min(1e-30), torch.zeros_like(norms))
-    unit_rows = weight * inverse[:, None]
-    along = basis @ unit_rows  # U [T, k, d_in]
-    weighted = strengths[..., None] * basis  # [T, k, d]
-    cross = along @ unit_rows.T  # (What U^T)^T [T, k, d]
-    gram = along @ along.transpose(1, 2)  # [T, k, k]
-    after = 1.0 - 2.0 * (weighted * cross).sum(1) + (weighted * (gram @ weighted)).sum(1)  # [T, d]
-    scale = torch.where(norms > 0, _restoring(after, torch.ones_like(after)), torch.ones_like(after))
-    return WriterEdit(input_scale=None, read=basis * inverse, write=-weighted * norms, output_scale=scale)
-
-
-def _restoring(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """sqrt(before / after) of squared norms; 1 where nothing was there or nothing is left to scale."""
-    alive = after > _VANISHED * before
-    return torch.where(alive, (before / after.clamp_min(1e-30)).sqrt(), torch.ones_like(after))

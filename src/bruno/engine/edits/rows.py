@@ -1,0 +1,83 @@
+"""Which trial each row belongs to, and the buffers that hold the trials' tensors. Shared by all sites of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from bruno.engine.edits.algebra import RouterEdit, WriterEdit
+
+
+class Rows:
+    """The trial of each row of the running pass: one number for all, or a LongTensor [B] kept on every device in use."""
+
+    def __init__(self) -> None:
+        self.value: torch.Tensor | int = 0
+        self._placed: dict[torch.device, torch.Tensor] = {}
+
+    def set(self, value: torch.Tensor | int) -> None:
+        self.value = value
+        self._placed = {}
+
+    def on(self, device: torch.device) -> torch.Tensor | int:
+        if isinstance(self.value, int):
+            return self.value
+        if device not in self._placed:
+            self._placed[device] = self.value.to(device)
+        return self._placed[device]
+
+    def of_tokens(self, tokens: int, device: torch.device) -> torch.Tensor | int:
+        """The trial of each of the B * S tokens of a pass, [tokens], in row order; one number where all rows share it."""
+        rows = self.on(device)
+        return rows if isinstance(rows, int) else rows.repeat_interleave(tokens // len(rows))
+
+    @contextmanager
+    def all_of(self, trial: int) -> Iterator[None]:
+        """For a while every row belongs to one trial."""
+        before, placed = self.value, self._placed
+        self.set(trial)
+        try:
+            yield
+        finally:
+            self.value, self._placed = before, placed
+
+
+class Buffers:
+    """The tensors of the active edit of one site, written in place."""
+
+    def __init__(self, rows: Rows, max_trials: int, device: torch.device) -> None:
+        self.rows = rows
+        self.device = device
+        self.active = False
+        self._max_trials = max_trials
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._present: frozenset[str] = frozenset()
+
+    def write(self, edit: WriterEdit | RouterEdit | None, trials: int) -> None:
+        """Copy an edit into the buffers; allocate them where this is the first, or of another rank."""
+        self.active = edit is not None
+        if edit is None:
+            return
+        present = {name: value for name, value in vars(edit).items() if value is not None}
+        for name, value in present.items():
+            buffer = self._tensors.get(name)
+            if buffer is None or buffer.shape[1:] != value.shape[1:]:
+                buffer = value.new_zeros((self._max_trials, *value.shape[1:]), device=self.device)
+                self._tensors[name] = buffer
+            buffer[:trials].copy_(value)
+        self._present = frozenset(present)
+
+    def has(self, name: str) -> bool:
+        """Whether the active edit has this tensor."""
+        return self.active and name in self._present
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The whole buffer, all trials."""
+        return self._tensors[name]
+
+    def of_rows(self, name: str) -> torch.Tensor:
+        """A buffer as the rows of this pass need it: [B, ...], or [1, ...] when all rows share a trial."""
+        buffer, rows = self._tensors[name], self.rows.on(self.device)
+        return buffer[rows : rows + 1] if isinstance(rows, int) else buffer[rows]
