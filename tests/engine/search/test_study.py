@@ -122,7 +122,7 @@ def emit(event):
             sys.stdin.readline()
 
 with stop_on_signals() as stop:
-    whole = search(study_of(folder), SPACE, bowl, plan(trials=32, batch=batch), emit, stop)
+    whole = search(study_of(folder), SPACE, bowl, plan(trials=16, batch=batch), emit, stop)
 print("whole" if whole else "stopped", flush=True)
 """
 
@@ -148,27 +148,27 @@ def lines_until(process, last):
     return seen
 
 
-@pytest.mark.parametrize(("batch", "kill_at"), [(1, [9, 23]), (4, [18])])
+@pytest.mark.parametrize(("batch", "kill_at"), [(1, [9]), (4, [14])])
 def test_killed_with_9_and_resumed_is_the_uninterrupted_study(tmp_path, batch, kill_at):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     for trial in kill_at:
-        process = child(tmp_path / "killed", batch, f"Running trial {trial} of 32...")
-        lines_until(process, f"Running trial {trial} of 32...")
+        process = child(tmp_path / "killed", batch, f"Running trial {trial} of 16...")
+        lines_until(process, f"Running trial {trial} of 16...")
         process.kill()
         assert process.wait() == -signal.SIGKILL
     output, _ = child(tmp_path / "killed", batch).communicate()
-    # With batches the lines of trial 18 are printed when trial 17 of its batch is stored.
+    # With batches the lines of trial 14 are printed when trial 13 of its batch is stored.
     assert output.startswith(f"Resuming from trial {kill_at[-1]} ({kill_at[-1] - 1} completed trials found)\n")
     assert output.endswith("whole\n")
-    whole, _, _ = run(tmp_path / "whole", trials=32, batch=batch)
+    whole, _, _ = run(tmp_path / "whole", trials=16, batch=batch)
     assert facts(study_of(tmp_path / "killed")) == facts(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_after_the_batch_with_everything_saved(tmp_path, number):
-    process = child(tmp_path, 4, "Running trial 5 of 32...")
-    lines_until(process, "Running trial 5 of 32...")
+    process = child(tmp_path, 4, "Running trial 5 of 16...")
+    lines_until(process, "Running trial 5 of 16...")
     process.send_signal(number)
     output, _ = process.communicate("go on\n")
     assert process.returncode == 0 and output.endswith("stopped\n")
