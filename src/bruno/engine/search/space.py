@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from bruno.engine.edits.build import Kernel, TrialEdit
+from bruno.engine.search.profiles import GENERAL, PROFILES, Profile
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +30,8 @@ class Space:
 
     layers: int
     components: tuple[str, ...]
+    directions: int = 1
+    """How many directions are removed at each layer: with several, their strength beside the first is searched too."""
 
     @property
     def last(self) -> int:
@@ -46,6 +49,8 @@ class Space:
             ranges[f"{component}.position"] = (0.6 * last, 1.0 * last)
             ranges[f"{component}.min_fraction"] = (0.0, 1.0)
             ranges[f"{component}.reach"] = (min(1.0, 0.6 * last), max(1.0, 0.6 * last))
+        if self.directions > 1:
+            ranges["further"] = (-0.25, 1.0)  # below 0 counts as 0: the first direction alone has a share of the space
         return ranges
 
     def suggest(self, trial: optuna.Trial) -> Parameters:
@@ -70,6 +75,7 @@ class Space:
                 )
                 for component in self.components
             },
+            further=max(0.0, float(parameters.get("further", 1.0))),
         )
 
     def shown(self, parameters: Mapping[str, float | str]) -> Parameters:
@@ -77,35 +83,21 @@ class Space:
         idle = {"direction_index"} if parameters["direction_scope"] == "per layer" else set()
         return {name: value for name, value in parameters.items() if name not in idle}
 
-    def warm_starts(self) -> list[Parameters]:
-        """Trials worth trying before any random one, whatever the family.
+    def warm_starts(self, family: str = "") -> list[Parameters]:
+        """Trials worth trying before any random one: the plain ways to remove a direction, then the family's published
+        settings where there are some (`profiles.py` says where they come from)."""
+        known = (PROFILES[family],) if family in PROFILES else ()
+        return [self._parameters(profile) for profile in (*GENERAL, *known)]
 
-        They span the plain ways to remove a direction: one direction from a little past the middle, where single
-        directions carry most of a refusal (Arditi et al. 2024, arXiv:2406.11717, choose layers there), removed whole
-        from everything, from attention alone, and each layer's own, removed gently.
-        """
-        return [
-            self._profile("global", 0.6, attention=1.0, mlp=1.0, position=0.8, min_fraction=1.0, reach=0.6),
-            self._profile("global", 0.6, attention=1.0, mlp=-0.1, position=0.8, min_fraction=1.0, reach=0.6),
-            self._profile("per layer", 0.6, attention=0.9, mlp=0.5, position=0.7, min_fraction=0.3, reach=0.4),
-        ]
-
-    def _profile(
-        self,
-        scope: str,
-        index: float,
-        *,
-        attention: float,
-        mlp: float,
-        position: float,
-        min_fraction: float,
-        reach: float,
-    ) -> Parameters:
-        """A profile in shares of L - 1 -> parameters in layers."""
-        parameters: Parameters = {"direction_scope": scope, "direction_index": index * self.last}
+    def _parameters(self, profile: Profile) -> Parameters:
+        """A profile in shares of L - 1 -> parameters in layers, moved into the space's ranges."""
+        ranges = self.ranges()
+        parameters: Parameters = {"direction_scope": profile.scope}
+        wanted = {"direction_index": profile.direction_index * self.last, "further": 1.0}
         for component in self.components:
-            parameters[f"{component}.max_weight"] = mlp if component.startswith("mlp.") else attention
-            parameters[f"{component}.position"] = position * self.last
-            parameters[f"{component}.min_fraction"] = min_fraction
-            parameters[f"{component}.reach"] = max(reach * self.last, min(1.0, 0.6 * self.last))
-        return parameters
+            weight, position, fraction, reach = profile.mlp if component.startswith("mlp.") else profile.attention
+            wanted[f"{component}.max_weight"] = weight
+            wanted[f"{component}.position"] = position * self.last
+            wanted[f"{component}.min_fraction"] = fraction
+            wanted[f"{component}.reach"] = reach * self.last
+        return parameters | {name: min(max(wanted[name], low), high) for name, (low, high) in ranges.items()}
