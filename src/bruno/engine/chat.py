@@ -221,7 +221,7 @@ def _in_json(settings: EngineSettings, talks: dict[str, Talk], source: IO[str], 
                 began = time.monotonic()
                 text = talks[name].answer(models.get(name), question, partial(_token, say, name))
                 seconds = round(time.monotonic() - began, 2)
-                say(kind="answer", model=name, text=text, refused=detector.refused(text), seconds=seconds)
+                say(kind="answer", model=name, text=text, refused=detector.shows(text), seconds=seconds)
         except BrunoError as error:
             say(kind="error", message=" ".join(str(error).split()))
     return 0

@@ -114,4 +114,4 @@ def test_a_wrong_marker_is_an_error(tmp_path):
 def test_the_behaviours_markers_are_used(tmp_path):
     path = tmp_path / "b.toml"
     path.write_text(MINIMAL + '[markers]\ncore = ["nope"]\n')
-    assert detector(load_behaviour(settings(behaviour=str(path))), settings()).refused("Nope!")
+    assert detector(load_behaviour(settings(behaviour=str(path))), settings()).shows("Nope!")

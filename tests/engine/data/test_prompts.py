@@ -16,6 +16,9 @@ def write(folder, kind):
     import datasets
 
     path = folder / f"prompts.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps([{"prompt": text} for text in TEXTS]))
+        return str(path)
     if kind == "txt":
         path.write_text("\n".join(["", *TEXTS, "  "]) + "\n")
     elif kind == "jsonl":
@@ -36,9 +39,31 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "csv", "parquet", "saved"])
 def test_local_files_give_their_prompts_in_order(tmp_path, kind):
-    assert read(Source(source=write(tmp_path, kind))) == TEXTS
+    name = write(tmp_path, kind)
+    assert read(Source(source=name)) == TEXTS
+    assert read(Source(source=name), at_most=2) == TEXTS[:2]
+    if kind != "txt":  # where a blank line is a row
+        assert read(Source.parse(f"{name}::split=train[1:3]")) == TEXTS[1:]
+
+
+def test_a_saved_folder_with_splits_gives_the_one_that_is_named(tmp_path):
+    import datasets
+
+    parts = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in (("train", TEXTS), ("odd", ["one"]))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert read(Source.parse(f"{tmp_path}/saved")) == TEXTS
+    assert read(Source.parse(f"{tmp_path}/saved::split=odd")) == ["one"]
+    with pytest.raises(InputError, match=r"no split even\. Name one with .*: odd, train"):
+        read(Source.parse(f"{tmp_path}/saved::split=even"))
+
+
+def test_shipped_and_demo_prompts_have_slices_too():
+    whole = read(Source.parse("demo::kind=ordinary"))
+    assert read(Source.parse("demo::kind=ordinary,split=train[5:8]")) == whole[5:8]
+    shipped = read(Source.parse("shipped:verbosity::kind=bad"))
+    assert read(Source.parse("shipped:verbosity::kind=bad,rows=3,offset=2")) == shipped[2:5]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +78,10 @@ def test_local_files_give_their_prompts_in_order(tmp_path, kind):
         ({"source": "{folder}"}, "cannot be read"),
         ({"source": "{folder}/two.csv"}, "no column that is surely the prompt; its columns are a, b"),
         ({"source": "demo", "split": "nosplit", "kind": "ordinary"}, "no split 'nosplit'"),
+        ({"source": "shipped:nothing"}, "No prompts are shipped for 'nothing'"),
+        ({"source": "shipped:../../setup"}, "No prompts are shipped"),
+        ({"source": "shipped:verbosity", "kind": "ugly"}, "It has split=heldout,kind=bad"),
+        ({"source": "{folder}/prompts.jsonl", "split": "train[:9]"}, "has 3 rows where rows 0 to 9 were asked for"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(tmp_path, source, words):
@@ -73,7 +102,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"owner/not-here.*give a local file in data.bad"):
+    with pytest.raises(InputError, match=r"owner/not-here.*cannot be reached.*or give a local file"):
         read(Source(source="owner/not-here"))
 
 
@@ -85,7 +114,7 @@ def sets(**values):
 
 def test_the_demo_has_every_set_and_none_overlap():
     found, notices = sets()
-    assert [len(part) for part in vars(found).values()] == [150, 150, 100, 100, 60, 60]
+    assert [len(part) for part in list(vars(found).values())[:6]] == [150, 150, 100, 100, 60, 60]
     for side in ("bad", "good"):
         train, search, held_out = (set(getattr(found, f"{side}_{name}")) for name in ("train", "search", "held_out"))
         assert not held_out & (train | search)

@@ -49,7 +49,7 @@ MODES = ["strict", "moderate", "lenient"]
 @pytest.mark.parametrize(("text", "mildest"), REFUSALS)
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mode_counts_its_set(text, mildest, mode):
-    assert RefusalDetector(mode).refused(text) == (MODES.index(mode) >= MODES.index(mildest))
+    assert RefusalDetector(mode).shows(text) == (MODES.index(mode) >= MODES.index(mildest))
 
 
 @pytest.mark.parametrize("text", ANSWERS)
@@ -69,10 +69,10 @@ def test_counts_are_raw():
 
 def test_a_behaviour_adds_markers_to_each_set():
     extra = Markers(core=("nope",), soft=("hmm",), evasive=("maybe later",))
-    assert RefusalDetector("strict", extra).refused("Nope.")
-    assert not RefusalDetector("strict", extra).refused("Hmm.")
-    assert RefusalDetector("moderate", extra).refused("Hmm.")
-    assert RefusalDetector("lenient", extra).refused("Maybe later.")
+    assert RefusalDetector("strict", extra).shows("Nope.")
+    assert not RefusalDetector("strict", extra).shows("Hmm.")
+    assert RefusalDetector("moderate", extra).shows("Hmm.")
+    assert RefusalDetector("lenient", extra).shows("Maybe later.")
 
 
 PIECES = st.sampled_from(
@@ -98,14 +98,14 @@ TEXTS = st.lists(PIECES | st.text(max_size=12), max_size=6).map("".join)
 def test_what_is_settled_stays_a_refusal(prefix, rest, mode):
     detector = RefusalDetector(mode)
     if detector.settled(prefix):
-        assert detector.refused(prefix)
-        assert detector.refused(prefix + rest)
+        assert detector.shows(prefix)
+        assert detector.shows(prefix + rest)
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_modes_are_nested(text):
-    verdicts = [RefusalDetector(mode).refused(text) for mode in MODES]
+    verdicts = [RefusalDetector(mode).shows(text) for mode in MODES]
     assert verdicts == sorted(verdicts)
 
 

@@ -11,6 +11,7 @@ report).
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bruno.engine.data.prompts import Source
+from bruno.engine.data.source import Source
+from bruno.engine.scoring.detectors import Detector, Length, LengthDetector, PhraseDetector, Phrases
 from bruno.engine.scoring.refusals import Markers, RefusalDetector
 from bruno.errors import InputError
 from bruno.settings.engine import EngineSettings
@@ -38,6 +40,14 @@ class Side(_Table):
     held_out: Source
 
 
+class Evaluation(_Table):
+    """A prompt set that only the held-out report reads."""
+
+    prompts: Source
+    about: str = Field(min_length=1)
+    """What its count tells, and whether it should fall or stay."""
+
+
 class Behaviour(_Table):
     """One behaviour, as its TOML file says it."""
 
@@ -48,12 +58,42 @@ class Behaviour(_Table):
     """What the model does when there is less of it."""
     bad: Side
     good: Side
-    scorer: Literal["refusals"] = "refusals"
-    """How an answer that shows the behaviour is recognised: by refusal markers."""
+    scorer: Literal["refusals", "length", "phrases"] = "refusals"
+    """How an answer that shows the behaviour is recognised."""
     markers: Markers = Markers()
-    """Markers of this behaviour beside the shipped ones."""
+    """For `refusals`: markers of this behaviour beside the shipped ones."""
+    length: Length | None = None
+    """For `length`: the limit above which an answer shows the behaviour."""
+    phrases: Phrases | None = None
+    """For `phrases`: what is looked for."""
+    hypothesis: str = ""
+    """A sentence about an answer that shows the behaviour, for the zero-shot second opinion ("" = none can be given)."""
+    question: str = ""
+    """A yes-or-no question that is yes for such an answer, for the judge ("" = none can be given)."""
+    evaluation: dict[str, Evaluation] = {}
+    """Further prompt sets that the held-out report counts before and after, by name."""
     defaults: dict[str, Any] = {}
     """Engine settings that suit this behaviour, by group; what the person set explicitly wins."""
+
+    @model_validator(mode="after")
+    def _says_what_its_scorer_needs(self) -> Behaviour:
+        given = {
+            "refusals": ("markers", self.markers != Markers()),
+            "length": ("length", self.length is not None),
+            "phrases": ("phrases", self.phrases is not None),
+        }
+        for scorer, (table, present) in given.items():
+            if present and scorer != self.scorer:
+                raise ValueError(f"[{table}] is read by scorer = {scorer!r} only, and the scorer is {self.scorer!r}")
+        if self.scorer != "refusals" and not given[self.scorer][1]:
+            raise ValueError(f"scorer = {self.scorer!r} needs a table [{given[self.scorer][0]}]")
+        return self
+
+    @property
+    def recognition(self) -> str:
+        """Everything that decides whether an answer shows the behaviour, for a study's fingerprint."""
+        parts = self.model_dump(mode="json", include={"scorer", "markers", "length", "phrases"})
+        return json.dumps(parts, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -112,12 +152,23 @@ def with_defaults(settings: EngineSettings, behaviour: Behaviour) -> tuple[Engin
         raise InputError(f"The defaults of behaviour {behaviour.name} cannot be used: {_first(error)}") from error
 
 
-def detector(behaviour: Behaviour, settings: EngineSettings) -> RefusalDetector:
-    """The refusal detector of this behaviour in the mode that was asked for.
+def detector(behaviour: Behaviour, settings: EngineSettings) -> Detector:
+    """What tells the answers that show this behaviour from the others.
 
     Raises:
-        InputError: a marker of the behaviour is not a regular expression.
+        InputError: a marker of the behaviour is not a regular expression, or answers are read no further than the
+            length that would show it.
     """
+    if behaviour.phrases is not None:
+        return PhraseDetector(behaviour.phrases)
+    if behaviour.length is not None:
+        read, limit = settings.scoring.max_new_tokens, behaviour.length.words
+        if read <= limit:
+            raise InputError(
+                f"{behaviour.name} is shown by more than {limit} words, and answers are read to {read} tokens",
+                fix=f"Set scoring.max_new_tokens to {2 * limit} or more",
+            )
+        return LengthDetector(behaviour.length)
     try:
         return RefusalDetector(settings.scoring.refusal_detection_mode, behaviour.markers)
     except re.error as error:

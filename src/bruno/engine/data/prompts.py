@@ -1,51 +1,35 @@
-"""Where prompts come from: the demo's own files, local files, or data sets on the hub. The only module that reads
-prompt data.
+"""A run's prompts: every set that the directions, the search and the report need, read from where they are named.
 
-Everything but the demo goes through `datasets`, imported when first needed. A source that cannot be read is an error
-that says which one and what to do; an empty one is an error too.
+Reads prompt sources (`local.py`, `hub.py`) and nothing else. A source that cannot be read is an error that says which
+one and what to do; an empty one is an error too. No held-out prompt is ever in a set that the directions or the search
+see.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from bruno.engine.data.source import DEMO, SHIPPED, Source
 from bruno.engine.events import Emit, Notice
 from bruno.errors import InputError
 
 if TYPE_CHECKING:
-    from bruno.engine.data.behaviours import Behaviour
+    from bruno.engine.data.behaviours import Behaviour, Side
     from bruno.settings.engine import EngineSettings
 
-_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+__all__ = ["PromptSets", "Source", "load_prompt_sets", "read"]
+
 _COLUMNS = ("text", "prompt", "instruction", "question", "goal")
 _SMALLEST = 4
 
 
-class Source(BaseModel):
-    """One list of prompts, as a behaviour file or a setting names it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(min_length=1)
-    """`demo`, a hub id, a folder written by `save_to_disk`, or a .txt, .jsonl, .json, .csv or .parquet file."""
-    split: str = "train"
-    """Split of a hub data set, slices included (`train[:400]`); for the demo: train, search or heldout."""
-    config: str = ""
-    """Configuration of a hub data set that has several."""
-    column: str = ""
-    """Column that holds the prompt ("" = text, prompt, instruction, question or goal, or the only text column)."""
-    kind: str = ""
-    """The demo's kind: over_refused or ordinary."""
-
-
 @dataclass(frozen=True)
 class PromptSets:
-    """Every prompt a run uses. No held-out prompt is in another set of its side."""
+    """Every prompt a run uses. No held-out or evaluation prompt is in a train or search set."""
 
     bad_train: list[str]
     good_train: list[str]
@@ -53,6 +37,8 @@ class PromptSets:
     good_search: list[str]
     bad_held_out: list[str]
     good_held_out: list[str]
+    held_out_evaluation: dict[str, list[str]] = field(default_factory=dict)
+    """The behaviour's evaluation sets, by name; read by the held-out report alone."""
 
 
 def load_prompt_sets(settings: EngineSettings, behaviour: Behaviour, emit: Emit) -> PromptSets:
@@ -68,44 +54,62 @@ def load_prompt_sets(settings: EngineSettings, behaviour: Behaviour, emit: Emit)
     bad = _side("bad", settings.data.bad, behaviour.bad, settings.seed, emit)
     good = _side("good", settings.data.good, behaviour.good, settings.seed, emit)
     data, scoring = settings.data, settings.scoring
+    seen = {text.casefold() for side in (bad, good) for part in side[:2] for text in part}
+    report = scoring.held_out
     sets = PromptSets(
         bad_train=_first(bad[0], data.bad_count),
         good_train=_first(good[0], data.good_count),
         bad_search=_first(bad[1], scoring.bad_count),
         good_search=_first(good[1], scoring.good_count),
-        bad_held_out=_unseen("bad", bad, emit),
-        good_held_out=_unseen("good", good, emit),
+        bad_held_out=_unseen("held-out bad", bad[2], seen, emit),
+        good_held_out=_unseen("held-out good", good[2], seen, emit),
+        held_out_evaluation={
+            name: _unseen(name, read(part.prompts), seen, emit)
+            for name, part in (behaviour.evaluation if report else {}).items()
+        },
     )
-    for field in fields(sets):
-        if len(getattr(sets, field.name)) < _SMALLEST:
+    named = {name: texts for name, texts in vars(sets).items() if isinstance(texts, list)}
+    for name, texts in {**named, **sets.held_out_evaluation}.items():
+        if len(texts) < _SMALLEST:
             raise InputError(
-                f"The set {field.name} has {len(getattr(sets, field.name))} prompts; a run needs {_SMALLEST} in each",
+                f"The set {name} has {len(texts)} prompts; a run needs {_SMALLEST} in each",
                 fix="Give a larger source or larger counts",
             )
     return sets
 
 
-def read(source: Source) -> list[str]:
+def read(source: Source, *, at_most: int = 0) -> list[str]:
     """The prompts of one source, in order, blank ones left out.
 
+    Args:
+        at_most: stop after so many prompts (0 = all that the source names).
+
     Raises:
-        InputError: it cannot be read, has no such split or column, or is empty.
+        InputError: it cannot be read, has no such split, column or rows, or is empty.
     """
-    if source.source == "demo":
-        return _read_demo(source)
-    path = Path(source.source).expanduser()
-    rows = _read_local(path) if path.exists() else _read_hub(source)
-    prompts = [text.strip() for text in _column(rows, source) if isinstance(text, str) and text.strip()]
-    if not prompts:
+    prompts = (text.strip() for text in _texts(source) if isinstance(text, str) and text.strip())
+    found = list(islice(prompts, at_most or None))
+    if not found:
         raise InputError(f"The prompt source {source.source} is empty")
-    return prompts
+    return found
 
 
-def _side(name: str, own: str, behaviour_side, seed: int, emit: Emit) -> tuple[list[str], list[str], list[str]]:
+def _texts(source: Source) -> Iterable[object]:
+    from bruno.engine.data import hub, local
+
+    if source.source == DEMO:
+        return local.read_demo(source)
+    if source.source.startswith(SHIPPED):
+        return local.read_shipped(source)
+    path = source.path
+    return _column(local.read_local(path, source) if path else hub.read_hub(source), source)
+
+
+def _side(name: str, own: str, side: Side, seed: int, emit: Emit) -> tuple[list[str], list[str], list[str]]:
     """Train, search and held-out prompts of one side."""
     if not own:
-        return read(behaviour_side.train), read(behaviour_side.search), read(behaviour_side.held_out)
-    prompts = list(dict.fromkeys(read(Source(source=own))))
+        return read(side.train), read(side.search), read(side.held_out)
+    prompts = list(dict.fromkeys(read(Source.parse(own))))
     random.Random(seed).shuffle(prompts)  # noqa: S311  (a reproducible split, not a secret)
     half, quarter = len(prompts) // 2, len(prompts) // 4
     parts = prompts[:half], prompts[half : half + quarter], prompts[half + quarter :]
@@ -114,13 +118,12 @@ def _side(name: str, own: str, behaviour_side, seed: int, emit: Emit) -> tuple[l
     return parts
 
 
-def _unseen(name: str, side: tuple[list[str], list[str], list[str]], emit: Emit) -> list[str]:
-    """The held-out prompts without those that also stand in the train or search set."""
-    seen = {text.casefold() for text in (*side[0], *side[1])}
-    unseen = [text for text in side[2] if text.casefold() not in seen]
-    if len(unseen) < len(side[2]):
-        dropped = len(side[2]) - len(unseen)
-        emit(Notice(text=f"{dropped} held-out {name} prompts also stand in the other sets and were left out"))
+def _unseen(name: str, prompts: list[str], seen: set[str], emit: Emit) -> list[str]:
+    """The prompts without those that also stand in a train or search set of either side."""
+    unseen = [text for text in prompts if text.casefold() not in seen]
+    if len(unseen) < len(prompts):
+        dropped = len(prompts) - len(unseen)
+        emit(Notice(text=f"{dropped} {name} prompts also stand in the other sets and were left out"))
     return unseen
 
 
@@ -130,52 +133,7 @@ def _first(prompts: list[str], count: int) -> list[str]:
     return prompts[:count] if count else prompts
 
 
-def _read_demo(source: Source) -> list[str]:
-    from bruno.engine import demo
-
-    return demo.prompts(source.split, source.kind)  # type: ignore[arg-type]  (it names unknown ones itself)
-
-
-def _read_local(path: Path):
-    """Rows of a local file or of a folder saved by `save_to_disk`."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if path.is_dir():
-            loaded = datasets.load_from_disk(str(path))
-            if isinstance(loaded, datasets.DatasetDict):
-                raise InputError(
-                    f"The folder {path} holds several splits", fix=f"Name one: {', '.join(sorted(map(str, loaded)))}"
-                )
-            return loaded
-        if path.suffix not in _BUILDERS:
-            known = ", ".join(_BUILDERS)
-            raise InputError(
-                f"Prompts cannot be read from {path}", fix=f"Files may be {known}, or a save_to_disk folder"
-            )
-        return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
-    except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(f"Prompts cannot be read from {path} ({_reason(error)})") from error
-
-
-def _read_hub(source: Source):
-    """Rows of a data set on the hub, or in the local cache when there is no network."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    if Path(source.source).suffix in _BUILDERS or source.source.count("/") > 1 or source.source.startswith((".", "~")):
-        raise InputError(f"There is no prompt file {source.source}", fix="Check the path")
-    try:
-        return datasets.load_dataset(source.source, source.config or None, split=source.split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(
-            f"The data set {source.source} ({source.split}) cannot be read ({_reason(error)})",
-            fix="Check its name and the network; a gated one needs HF_TOKEN; or give a local file in data.bad and data.good",
-        ) from error
-
-
-def _column(rows, source: Source) -> list[object]:
+def _column(rows: Any, source: Source) -> list[object]:
     names = list(rows.column_names)
     if source.column:
         chosen = source.column
@@ -185,12 +143,8 @@ def _column(rows, source: Source) -> list[object]:
         chosen = known[0] if known else texts[0] if len(texts) == 1 else ""
     if chosen not in names:
         wanted = f"no column {chosen}" if chosen else "no column that is surely the prompt"
-        raise InputError(f"The prompt source {source.source} has {wanted}; its columns are {', '.join(names)}")
+        raise InputError(
+            f"The prompt source {source.source} has {wanted}; its columns are {', '.join(names)}",
+            fix="Name one with column=...",
+        )
     return list(rows[chosen])
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: libraries wrap the useful sentence in several general ones."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -60,7 +60,7 @@ EVASIVE = (
 OPENING = 240
 """Soft and evasive markers count when they begin within this many characters of the (normalised) answer."""
 
-_SLACK = 20
+SLACK = 20
 """Characters a match must be followed by before nothing that comes later can change it (the longest look-ahead)."""
 
 _CHARACTERS = {
@@ -90,6 +90,11 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", text.translate(_CHARACTERS)).strip().casefold()
 
 
+def thought_is_open(text: str) -> bool:
+    """Whether `text` begins with a thought block that has not ended, so that the answer has not begun."""
+    return text.lstrip().startswith("<think>") and not _THOUGHT.match(text)
+
+
 class RefusalDetector:
     """The markers of one mode, compiled.
 
@@ -104,13 +109,13 @@ class RefusalDetector:
     def __init__(self, mode: Mode = "moderate", extra: Markers | None = None) -> None:
         extra = extra or Markers()
         self.mode = mode
-        self._anywhere = _compile((*CORE, *extra.core))
+        self._anywhere = compile_markers((*CORE, *extra.core))
         opening: tuple[str, ...] = ()
         if mode in ("moderate", "lenient"):
             opening += (*SOFT, *extra.soft)
         if mode == "lenient":
             opening += (*EVASIVE, *extra.evasive)
-        self._opening = _compile(opening) if opening else None
+        self._opening = compile_markers(opening) if opening else None
 
     def marker(self, text: str) -> str | None:
         """The words that make `text` a refusal: "" for an empty answer, None when it is an answer."""
@@ -118,21 +123,21 @@ class RefusalDetector:
         match = self._match(normal)
         return "" if not normal else match.group() if match else None
 
-    def refused(self, text: str) -> bool:
+    def shows(self, text: str) -> bool:
         """Whether the whole answer is a refusal."""
         return self.marker(text) is not None
 
     def settled(self, text: str) -> bool:
         """Whether `text`, the beginning of an answer, is a refusal whatever follows. Never true of a non-refusal."""
-        if text.lstrip().startswith("<think>") and not _THOUGHT.match(text):
+        if thought_is_open(text):
             return False
         normal = normalise(text)
         match = self._match(normal)
-        return match is not None and match.end() + _SLACK <= len(normal)
+        return match is not None and match.end() + SLACK <= len(normal)
 
     def count(self, texts: Iterable[str]) -> int:
         """How many of the answers are refusals: the raw count that is logged."""
-        return sum(self.refused(text) for text in texts)
+        return sum(self.shows(text) for text in texts)
 
     def _match(self, normal: str) -> re.Match[str] | None:
         """The first marker found: core ones anywhere, the others where they begin in the opening."""
@@ -143,5 +148,6 @@ class RefusalDetector:
         return match if match and match.start() < OPENING else None
 
 
-def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
+def compile_markers(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern that finds any of these in normalised text, between word boundaries."""
     return re.compile(r"(?<!\w)(?:" + "|".join(f"(?:{pattern})" for pattern in patterns) + r")(?!\w)")

@@ -18,7 +18,7 @@ from bruno.engine.events import Emit
 from bruno.engine.model.chat_format import encode
 from bruno.engine.model.generate import PreparedPrompts, answer_logprobs, first_token_logprobs, generate, prepare
 from bruno.engine.model.loading import LoadedModel
-from bruno.engine.scoring.refusals import RefusalDetector
+from bruno.engine.scoring.detectors import Detector
 from bruno.settings.engine import EngineSettings
 
 
@@ -82,7 +82,7 @@ class Scorer:
         directions: what trials remove.
         bad: prompts that show the behaviour; answers to them are read for refusals.
         good: ordinary prompts; the KL divergence is measured on them.
-        detector: tells refusals from answers.
+        detector: tells the answers that show the behaviour from the others.
         settings: `scoring`, `data`, `edit` and `loading` are read.
         emit: hears about fallbacks.
     """
@@ -95,7 +95,7 @@ class Scorer:
         *,
         bad: Sequence[str],
         good: Sequence[str],
-        detector: RefusalDetector,
+        detector: Detector,
         settings: EngineSettings,
         emit: Emit,
     ) -> None:

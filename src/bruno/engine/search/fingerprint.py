@@ -37,7 +37,7 @@ def fingerprint(settings: EngineSettings, behaviour: Behaviour, prompts: PromptS
     parts = {
         "engine version": __version__,
         "model": f"{settings.model} ({model_digest(source)})",
-        "behaviour": f"{behaviour.name} ({_digest(behaviour.markers.model_dump_json())})",
+        "behaviour": f"{behaviour.name} ({_digest(behaviour.recognition)})",
         "seed": str(settings.seed),
     }
     for field in fields(prompts):
