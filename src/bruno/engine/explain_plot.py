@@ -97,9 +97,9 @@ def read_layers(folder: Path) -> Layers:
     separation, strength = found.get("separation"), found.get("strength")
     if separation is None or separation.ndim != 1 or not 2 <= len(separation) <= _MOST_LAYERS:
         raise InputError(f"{path} holds no class separation by layer")
-    if strength is not None and strength.shape != separation.shape:
+    if strength is not None and strength.size and strength.shape != separation.shape:
         raise InputError(f"{path} holds a strength for other layers than its separation")
-    return Layers(separation, strength)
+    return Layers(separation, strength if strength is not None and strength.size else None)
 
 
 def kernels(trial: Trial | None, blocks: int) -> dict[str, list[float]]:
