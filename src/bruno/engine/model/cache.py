@@ -184,4 +184,3 @@ def decoding_cache(
             )
             layers.append(Slab(keys, values, capacity))
     return Cache(layers=list(layers)), layers
-

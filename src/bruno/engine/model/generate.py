@@ -243,9 +243,7 @@ class _Decoding:
         )
         self._position = torch.cat([s.item.batch.position_ids[:, -1] for s in wave])
         self._next = torch.cat([s.done.logits.argmax(-1) for s in wave])
-        self._cache, self._layers = decoding_cache(
-            [s.done.blocks for s in wave], prefix, width, width + max_new_tokens
-        )
+        self._cache, self._layers = decoding_cache([s.done.blocks for s in wave], prefix, width, width + max_new_tokens)
 
     def tokens(self) -> list[tuple[int, int, int]]:
         """(trial, prompt, newest token) for each live row."""
