@@ -277,10 +277,11 @@ def abliterate(ctx: typer.Context) -> int:
 
 
 def _add_groups() -> None:
-    from bruno.cli import config, guard, sandbox
+    from bruno.cli import audit, config, guard, sandbox
 
     app.add_typer(config.app, name="config", help="The settings in force.")
     app.add_typer(sandbox.app, name="sandbox", help="The emulated provider.")
+    app.add_typer(audit.app, name="audit", help="The record of acts.")
     if guard.available():
         app.add_typer(guard.app, name="guard", help="What the guard says to a command.")
 
