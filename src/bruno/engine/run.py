@@ -25,7 +25,7 @@ from bruno import __version__
 from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
 from bruno.engine.data.prompts import PromptSets, load_prompt_sets
 from bruno.engine.directions.find import DirectionSet, Samples, find_directions
-from bruno.engine.edits.build import TrialEdit, build_edits
+from bruno.engine.edits.build import EditRules, TrialEdit
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import (
     Emit,
@@ -241,13 +241,12 @@ class Run:
             self.emit(ModelSaved(path=earlier))
             return Path(earlier)
         target = self._target(chosen)
-        edits = build_edits(
-            [self.space.edit(chosen.parameters)], self.directions, self.loaded.writers, self.settings.edit.norm_mode
-        )
         with timed(self.seconds, "save"):
             path = export(
                 self.loaded,
-                edits,
+                self.space.edit(chosen.parameters),
+                self.directions,
+                EditRules(norm_mode=self.settings.edit.norm_mode),
                 target,
                 emit=self.emit,
                 card=card(self, chosen, rule),

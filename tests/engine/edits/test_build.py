@@ -26,7 +26,7 @@ from bruno.engine.edits.build import (
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model.architectures import ATTENTION, MLP, Writer
 from bruno.errors import BrunoError, InputError
-from tests.engine.models import CONFIGS, loaded_model
+from tests.engine.models import loaded_model
 
 MODES = ("column", "none", "row", "frobenius")
 

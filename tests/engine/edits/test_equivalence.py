@@ -13,7 +13,7 @@ import torch
 from bruno.engine.edits.algebra import NormMode
 from bruno.engine.edits.build import EditRules, Kernel, TrialEdit, build_edits
 from bruno.engine.edits.session import EditSession
-from bruno.engine.model.architectures import ATTENTION, MLP
+from bruno.engine.model.architectures import ATTENTION, MLP, find_writers
 from bruno.engine.model.loading import LoadedModel
 from tests.engine.edits.test_build import MODES, with_compliance
 from tests.engine.models import CONFIGS, VISION, bake_into, experts_as_modules, loaded_model
@@ -34,6 +34,9 @@ METHODS = {
         router=0.7,
     ),
 }
+# Changing the weights of the tiny gated delta nets by one unit in the last place moves their logits by up to 1.6e-5
+# of the largest one (llama: 1e-6): recurrence over 20 tokens. The edit itself is as exact there as elsewhere.
+TOLERANCE = {"qwen3_next": 4e-5, "qwen3_5_text": 4e-5, "qwen3_5_moe_text": 4e-5}
 KINDS = [*CONFIGS, *VISION, "deepseek_v3 with modules"]
 
 
@@ -42,8 +45,6 @@ def kept(kind: str) -> LoadedModel:
     """One model of each kind; whoever changes its weights puts them back."""
     loaded = loaded_model(kind.removesuffix(" with modules"))
     if kind.endswith("with modules"):
-        from bruno.engine.model.architectures import find_writers
-
         experts_as_modules(loaded.model)
         loaded = replace(loaded, writers=find_writers(loaded.model))
     return loaded
@@ -85,6 +86,6 @@ def test_hook_equals_bake(kind: str, mode: NormMode, method: str) -> None:
                 baked = loaded.model(**inputs).logits
             seen = LEFT_PADDED[trial].bool()
             scale = baked[trial, seen].abs().max().clamp_min(1.0)
-            assert (baked[trial, seen] - hooked[trial, seen]).abs().max() / scale < 1e-5
+            assert (baked[trial, seen] - hooked[trial, seen]).abs().max() / scale < TOLERANCE.get(kind, 1e-5)
             assert (base[trial, seen] - hooked[trial, seen]).abs().max() > 1e-2
-        assert (baked[LEFT_PADDED.bool()] - whole[LEFT_PADDED.bool()]).abs().max() / scale < 1e-5
+        assert (baked[LEFT_PADDED.bool()] - whole[LEFT_PADDED.bool()]).abs().max() / scale < TOLERANCE.get(kind, 1e-5)

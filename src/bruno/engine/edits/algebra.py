@@ -184,11 +184,12 @@ def _edit(
     return WriterEdit(scale, nothing, nothing, output_scale, input_read=along, input_write=write)
 
 
-def stack_experts(edits: Sequence[WriterEdit | None], example: WriterEdit, inputs: int) -> WriterEdit:
-    """One edit of E fused experts from those of each; None leaves an expert alone. `inputs` is d_in.
+def stack_experts(edits: Sequence[WriterEdit | None], inputs: int) -> WriterEdit:
+    """One edit of E fused experts from those of each, of which at least one is there; None leaves an expert alone.
 
-    The term of the output is kept once where all experts share it, which all but row norms do.
+    The term of the output is kept once where all experts share it, which all but row norms do. `inputs` is d_in.
     """
+    example = next(edit for edit in edits if edit is not None)
     trials, _, hidden = example.read.shape
 
     def stacked(name: str, width: int) -> torch.Tensor | None:

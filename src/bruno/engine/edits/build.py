@@ -39,6 +39,7 @@ __all__ = [
     "edit_router",
     "edit_weight",
     "gained",
+    "is_edited",
     "orthonormal",
     "profile_factor",
     "trial_directions",
@@ -153,27 +154,33 @@ def build_edits(
     routers: dict[int, RouterEdit] = {}
     first_layer = [layers] * len(trials)
     for index, writer in enumerate(writers):
-        device = next(writer.module.parameters()).device
-        plan = _Plan.of(trials, directions, rules, writer, device)
-        if plan is None:
-            continue
-        if writer.experts:
-            edit = _edit_experts(writer, plan, rules.norm_mode)
-        elif writer.expert is not None and writer.expert not in plan.experts:
-            edit = None
-        else:
-            edit = writer_edit(writer.weight(), plan.basis, plan.strengths, rules.norm_mode, plan.columns)
-        touched = edit is not None
-        if edit is not None:
-            edits[index] = edit
-        if rules.router and writer.mixture is not None and writer.layer not in routers:
-            touched = True
-            routers[writer.layer] = edit_router(trials, directions, rules, writer, device)
-        if touched:
-            for t, active in enumerate(plan.strengths.any(dim=1).tolist()):
-                if active:
-                    first_layer[t] = min(first_layer[t], writer.layer)
+        edited = [is_edited(trial, directions, rules, writer) for trial in trials]
+        if any(edited):
+            edits[index] = _edit_live(trials, directions, rules, writer)
+        if rules.router and writer.mixture is not None:
+            blind = [_kernel_weight(trial, rules, directions, writer) != 0 for trial in trials]
+            edited = [a or b for a, b in zip(edited, blind, strict=True)]
+            if any(blind) and writer.layer not in routers:
+                device = next(writer.module.parameters()).device
+                routers[writer.layer] = edit_router(trials, directions, rules, writer, device)
+        for t, touched in enumerate(edited):
+            if touched:
+                first_layer[t] = min(first_layer[t], writer.layer)
     return EditBatch(trials=len(trials), edits=edits, first_layer=tuple(first_layer), routers=routers)
+
+
+def is_edited(
+    trial: TrialEdit, directions: DirectionSet, rules: EditRules, writer: Writer, expert: int | None = None
+) -> bool:
+    """Whether a trial changes a writer's weight; of fused experts, one of them, or any where `expert` is None."""
+    if rules.heads is not None and writer.component == ATTENTION and not rules.heads.get(writer.layer):
+        return False
+    if writer.mixture is not None:
+        number = writer.expert if expert is None else expert
+        chosen = _experts(writer, rules)
+        if not chosen or (number is not None and number not in chosen):
+            return False
+    return _kernel_weight(trial, rules, directions, writer) != 0
 
 
 def edit_weight(
@@ -183,16 +190,13 @@ def edit_weight(
     rules: EditRules,
     writer: Writer,
     expert: int | None = None,
-) -> WriterEdit | None:
-    """The edit of one given weight [d, d_in] fp32 of a writer (of one of its experts), None where no trial touches it.
+) -> WriterEdit:
+    """The edit of one given weight [d, d_in] fp32 of a writer that `is_edited`, or of one of its fused experts.
 
     What `build_edits` does with the live weight: export gives the stored one, which a quantised search did not have.
     """
-    plan = _Plan.of(trials, directions, rules, writer, weight.device)
-    number = writer.expert if expert is None else expert
-    if plan is None or (number is not None and number not in plan.experts):
-        return None
-    return writer_edit(weight, plan.basis, plan.strengths, rules.norm_mode, plan.columns)
+    basis, strengths = _plan(trials, directions, rules, writer, weight.device)
+    return writer_edit(weight, basis, strengths, rules.norm_mode, _columns(writer, rules, weight.device))
 
 
 def edit_router(
@@ -207,49 +211,19 @@ def edit_router(
     return RouterEdit(read=basis, write=-rules.router * strengths[..., None] * basis)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What happens to one writer, before its weight is known.
-
-    Attributes:
-        basis: [T, k, d], orthonormal.
-        strengths: [T, k].
-        columns: [d_in] bool, the columns of the chosen heads; None for all.
-        experts: routed experts of the block that are edited.
-    """
-
-    basis: torch.Tensor
-    strengths: torch.Tensor
-    columns: torch.Tensor | None
-    experts: frozenset[int]
-
-    @classmethod
-    def of(
-        cls,
-        trials: Sequence[TrialEdit],
-        directions: DirectionSet,
-        rules: EditRules,
-        writer: Writer,
-        device: torch.device,
-    ) -> _Plan | None:
-        """None where no trial touches the writer."""
-        if not any(_kernel_weight(trial, rules, directions, writer) for trial in trials):
-            return None
-        columns = None
-        if rules.heads is not None and writer.component == ATTENTION:
-            chosen = rules.heads.get(writer.layer, ())
-            if not chosen:
-                return None
-            columns = _columns(writer, chosen, device)
-        basis, strengths = _removed(trials, directions, rules, writer, device)
-        basis = gained(basis, writer.post_norm_gain)
-        compliance = directions.compliance
-        if rules.compliance_strength and compliance is not None and writer.component == ATTENTION:
-            added = gained(compliance[writer.layer + 1].to(device)[None], writer.post_norm_gain)[0]
-            kernels = [_kernel_weight(trial, rules, directions, writer) for trial in trials]
-            strength = rules.compliance_strength * torch.tensor(kernels, device=device)
-            basis, strengths = with_added(basis, strengths, added, strength)
-        return cls(basis, strengths, columns, _experts(writer, rules))
+def _plan(
+    trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a writer's output loses and gains: orthonormal directions [T, k, d] and strengths [T, k], without its weight."""
+    basis, strengths = _removed(trials, directions, rules, writer, device)
+    basis = gained(basis, writer.post_norm_gain)
+    compliance = directions.compliance
+    if rules.compliance_strength and compliance is not None and writer.component == ATTENTION:
+        added = gained(compliance[writer.layer + 1].to(device)[None], writer.post_norm_gain)[0]
+        kernels = [_kernel_weight(trial, rules, directions, writer) for trial in trials]
+        strength = rules.compliance_strength * torch.tensor(kernels, device=device)
+        return with_added(basis, strengths, added, strength)
+    return basis, strengths
 
 
 def _kernel_weight(trial: TrialEdit, rules: EditRules, directions: DirectionSet, writer: Writer) -> float:
@@ -272,14 +246,17 @@ def _removed(
     return basis, (kernels[:, None] * directions.calibration * relative).to(device)
 
 
-def _columns(writer: Writer, heads: Sequence[int], device: torch.device) -> torch.Tensor:
-    """[d_in] True where the writer reads one of the heads. Query heads: grouping of keys and values does not matter."""
-    inputs = writer.weight_shape[1]
-    absent = [head for head in heads if not 0 <= head < writer.heads]
+def _columns(writer: Writer, rules: EditRules, device: torch.device) -> torch.Tensor | None:
+    """[d_in] True where the writer reads one of the chosen heads, None where all of it is edited. These are query heads:
+    how keys and values are grouped does not matter."""
+    if rules.heads is None or writer.component != ATTENTION:
+        return None
+    chosen = list(rules.heads[writer.layer])
+    absent = [head for head in chosen if not 0 <= head < writer.heads]
     if absent:
         raise InputError(f"{writer.name} has heads 0 to {writer.heads - 1}, not {absent[0]}")
-    mask = torch.zeros(writer.heads, inputs // writer.heads, dtype=torch.bool, device=device)
-    mask[list(heads)] = True
+    mask = torch.zeros(writer.heads, writer.weight_shape[1] // writer.heads, dtype=torch.bool, device=device)
+    mask[chosen] = True
     return mask.flatten()
 
 
@@ -297,14 +274,18 @@ def _experts(writer: Writer, rules: EditRules) -> frozenset[int]:
     return chosen
 
 
-def _edit_experts(writer: Writer, plan: _Plan, norm_mode: NormMode) -> WriterEdit | None:
-    """The edit of all fused experts of a writer, one weight in fp32 at a time; None when none of them is chosen."""
+def _edit_live(trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer) -> WriterEdit:
+    """The edit of a live writer that is edited; of fused experts, one weight in fp32 at a time."""
+    if not writer.experts:
+        return edit_weight(writer.weight(), trials, directions, rules, writer)
+    device = next(writer.module.parameters()).device
+    basis, strengths = _plan(trials, directions, rules, writer, device)
+    chosen = _experts(writer, rules)
     edits = [
-        writer_edit(writer.weight(number), plan.basis, plan.strengths, norm_mode) if number in plan.experts else None
+        writer_edit(writer.weight(number), basis, strengths, rules.norm_mode) if number in chosen else None
         for number in range(writer.experts)
     ]
-    example = next((edit for edit in edits if edit is not None), None)
-    return None if example is None else stack_experts(edits, example, writer.weight_shape[1])
+    return stack_experts(edits, writer.weight_shape[1])
 
 
 def profile_factor(profile: Sequence[float], layer: int, layers: int) -> float:

@@ -7,6 +7,7 @@ base model stays what it was to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from weakref import WeakKeyDictionary
@@ -134,7 +135,7 @@ class SplitByTrial:
     def __init__(self, mixture: Mixture, rows: Rows) -> None:
         self.module = mixture.module
         self._rows = rows
-        self._own: object = None
+        self._own: Callable[..., torch.Tensor] | None = None
 
     def attach(self) -> None:
         self._own = self.module.__dict__.get("forward")

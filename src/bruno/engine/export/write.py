@@ -1,7 +1,8 @@
 """Write the reshaped model: every file of the source byte for byte, and the edited tensors' bytes replaced.
 
-An edited tensor keeps its shape and data type, so a shard is copied whole and only the bytes of edited tensors are
-written over, one tensor in memory at a time. All happens in a hidden folder beside the target, which is verified and
+An edit is computed anew from each stored weight in fp32, one tensor in memory at a time: a search on a quantised model
+exports the edit of the original weights. An edited tensor keeps its shape and data type, so a shard is copied whole and
+only the bytes of edited tensors are written over. All happens in a hidden folder beside the target, which is verified and
 renamed at the end: a crash, a full disk or Ctrl-C leaves no half model. Touches nothing else.
 """
 
@@ -12,16 +13,26 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
 from humanize import naturalsize
 
-from bruno.engine.edits.bake import bake_bias, bake_weight
-from bruno.engine.edits.build import EditBatch
+from bruno.engine.directions.find import DirectionSet
+from bruno.engine.edits.bake import bake_bias, bake_router, bake_weight
+from bruno.engine.edits.build import EditRules, TrialEdit, edit_router, edit_weight, is_edited
 from bruno.engine.events import Emit, Notice
-from bruno.engine.model.checkpoint import StoredTensor, StoredWriter, read_header, stored_writers, weight_files
+from bruno.engine.model.architectures import Writer
+from bruno.engine.model.checkpoint import (
+    StoredTensor,
+    StoredWriter,
+    read_header,
+    stored_routers,
+    stored_writers,
+    weight_files,
+)
 from bruno.engine.model.loading import LoadedModel
 from bruno.errors import BrunoError, InputError
 
@@ -36,11 +47,12 @@ class ExportFailed(BrunoError):
 
 def export(
     loaded: LoadedModel,
-    batch: EditBatch,
+    trial: TrialEdit,
+    directions: DirectionSet,
+    rules: EditRules,
     folder: Path,
     *,
     emit: Emit,
-    trial: int = 0,
     card: Mapping[str, str] | None = None,
     check_room: bool = True,
 ) -> Path:
@@ -49,8 +61,7 @@ def export(
     The caller reports `ModelSaved`.
 
     Args:
-        batch: edits made for `loaded.writers`.
-        trial: which of the batch's trials.
+        trial, directions, rules: the edit, as `build_edits` was given it for the search.
         card: lines for the model card, name to value: settings, scores.
         check_room: refuse before the first byte when the disk lacks room.
 
@@ -61,7 +72,9 @@ def export(
     folder = folder.absolute()
     if folder.exists():
         raise InputError(f"{folder} exists already", fix="Choose another export.name, or move it away")
-    stored = [writer for writer in stored_writers(loaded.source, loaded.writers) if writer.index in batch.edits]
+    edit = _Edit(loaded, trial, directions, rules)
+    stored = edit.stored_writers()
+    routers = edit.stored_routers()
     files = _source_files(loaded.source)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -74,8 +87,10 @@ def export(
         partial.mkdir()
         _copy(loaded.source, files, partial)
         for writer in stored:
-            _rewrite(loaded, batch, trial, writer, partial)
-        _write_card(loaded, partial, len(stored), card or {})
+            edit.rewrite(writer, partial)
+        for layer, router in routers.items():
+            edit.rewrite_router(layer, router, partial)
+        _write_card(loaded, partial, len({writer.index for writer in stored}), card or {})
         _verify(loaded.source, partial)
         _sync(partial)
         partial.rename(folder)
@@ -112,15 +127,54 @@ def _copy(source: Path, files: list[Path], target: Path) -> None:
         shutil.copyfile(source / file, target / file)  # follows the hub cache's links
 
 
-def _rewrite(loaded: LoadedModel, batch: EditBatch, trial: int, writer: StoredWriter, target: Path) -> None:
-    """Replace the bytes of one writer's weight, and bias where it has one."""
-    edit = batch.edits[writer.index]
-    device = edit.read.device
-    transposed = loaded.writers[writer.index].transposed
-    weight = _read(loaded.source, writer.weight).to(device)
-    _replace(target, writer.weight, bake_weight(weight, edit, trial, transposed=transposed))
-    if writer.bias is not None:
-        _replace(target, writer.bias, bake_bias(_read(loaded.source, writer.bias).to(device), edit, trial))
+@dataclass(frozen=True)
+class _Edit:
+    """One trial's edit of a model's stored weights."""
+
+    loaded: LoadedModel
+    trial: TrialEdit
+    directions: DirectionSet
+    rules: EditRules
+
+    def stored_writers(self) -> list[StoredWriter]:
+        """The tensors that it changes."""
+        return [
+            stored
+            for stored in stored_writers(self.loaded.source, self.loaded.writers)
+            if is_edited(self.trial, self.directions, self.rules, self.loaded.writers[stored.index], stored.expert)
+        ]
+
+    def stored_routers(self) -> dict[int, StoredTensor]:
+        """The routers that it changes, by block."""
+        if not self.rules.router:
+            return {}
+        mixtures = self._routed()
+        return {
+            layer: stored
+            for layer, stored in stored_routers(self.loaded.source, self.loaded.writers).items()
+            if is_edited(self.trial, self.directions, replace(self.rules, experts=None), mixtures[layer])
+        }
+
+    def rewrite(self, stored: StoredWriter, target: Path) -> None:
+        """Replace the bytes of one weight, and of its bias where it has one."""
+        writer, device = self.loaded.writers[stored.index], self.loaded.device
+        weight = _read(self.loaded.source, stored.weight).to(device)
+        whole = (weight.T if writer.transposed else weight).float()
+        edit = edit_weight(whole, [self.trial], self.directions, self.rules, writer, stored.expert)
+        _replace(target, stored.weight, bake_weight(weight, edit, transposed=writer.transposed))
+        if stored.bias is not None:
+            bias = _read(self.loaded.source, stored.bias).to(device)
+            _replace(target, stored.bias, bake_bias(bias, edit))
+
+    def rewrite_router(self, layer: int, stored: StoredTensor, target: Path) -> None:
+        """Replace the bytes of one router's weight."""
+        device = self.loaded.device
+        edit = edit_router([self.trial], self.directions, self.rules, self._routed()[layer], device)
+        _replace(target, stored, bake_router(_read(self.loaded.source, stored).to(device), edit))
+
+    def _routed(self) -> dict[int, Writer]:
+        """A routed expert of each block that has them."""
+        return {writer.layer: writer for writer in self.loaded.writers if writer.mixture is not None}
 
 
 def _read(folder: Path, stored: StoredTensor) -> torch.Tensor:

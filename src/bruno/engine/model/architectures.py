@@ -111,10 +111,8 @@ class Writer:
 
     def weight(self, expert: int = 0) -> torch.Tensor:
         """W as [d, d_in] in fp32, on the module's device; of one expert, where the writer holds many."""
-        if self.experts:
-            weight = attrgetter("down_proj")(self.module)[expert]
-        else:
-            weight = attrgetter("weight")(self.module)
+        weight = attrgetter("down_proj" if self.experts else "weight")(self.module)
+        weight = weight[expert] if self.experts else weight
         if type(weight).__module__.startswith("bitsandbytes"):  # NF4 and 8-bit weights are packed
             weight = dequantize_bnb_weight(weight, getattr(self.module, "state", None))
         weight = weight.detach()
@@ -269,10 +267,9 @@ def _of_mixture(
     prefix = f"{prefix}.{layout.module}"
     experts = module.get_submodule(layout.experts)
     router = _part(module, layout.router)
-    if getattr(router, "weight", None) is None:
+    if router is None or getattr(router, "weight", None) is None:
         missing.append(f"{prefix}.{layout.router}.weight")
         return []
-    assert router is not None
     count = attrgetter("weight")(router).shape[0]
     mixture = Mixture(layer, module, router, f"{prefix}.{layout.router}", count, not isinstance(experts, nn.ModuleList))
     writers = []

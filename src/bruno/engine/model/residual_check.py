@@ -85,7 +85,10 @@ def _first(output: torch.Tensor | tuple) -> torch.Tensor:
 
 @contextmanager
 def _doubled(writers: Sequence[Writer]) -> Iterator[None]:
-    handles = [w.module.register_forward_hook(lambda _m, _a, output: 2 * output) for w in writers]
+    def twice(_module: nn.Module, _args: tuple, output: torch.Tensor) -> torch.Tensor:
+        return output * 2
+
+    handles = [w.module.register_forward_hook(twice) for w in writers]
     try:
         yield
     finally:
