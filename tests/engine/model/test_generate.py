@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_a_model_that_cannot_be_entered_in_the_middle_is_run_whole_and_says_so()
     assert generate(loaded, prepared, max_new_tokens=TOKENS).ids == [plain_answers(loaded, prompts)]
 
 
-def unedited(kind: str, **changes: object) -> LoadedModel:
+def unedited(kind: str, **changes: Any) -> LoadedModel:
     """A model outside the table of families, which can be run but not edited."""
     return replace(loaded_model("llama"), model=tiny_model(kind, **changes), writers=[])
 

@@ -81,9 +81,9 @@ def test_auto_never_emulates_on_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_architecture_that_cannot_be_edited_whole_is_refused(tmp_path: Path) -> None:
-    tiny_model("mixtral", num_local_experts=2, num_key_value_heads=2).save_pretrained(tmp_path)
+    tiny_model("exaone4", num_key_value_heads=2, sliding_window=16).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match="mixtral is a mixture of experts"):
+    with pytest.raises(UnsupportedModel, match="exaone4"):
         load(settings_for(tmp_path), lambda _: None)
 
 

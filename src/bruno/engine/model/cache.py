@@ -67,7 +67,7 @@ def is_recurrent(config) -> bool:
 def cache_of(config, blocks: Sequence[BlockCache] = (), rows: int = 0) -> Cache:
     """A cache for a pass: empty, or holding one row's blocks for each of `rows` rows."""
     kinds, _ = get_layer_types_and_kwargs(config)
-    layers = [LinearAttentionLayer() if kind in _RECURRENT else DynamicLayer() for kind in kinds]
+    layers: list = [LinearAttentionLayer() if kind in _RECURRENT else DynamicLayer() for kind in kinds]
     for layer, block in zip(layers, blocks, strict=False):
         if isinstance(layer, DynamicLayer) and block.positions:
             layer.update(*(t.expand(rows, -1, -1, -1) for t in block.positions))
@@ -160,7 +160,7 @@ class RecurrentSlab(LinearAttentionLayer):
         """Rows `places` become copies of rows `sources`, and only the first `kept` rows stay."""
         order = torch.arange(kept, device=sources.device)
         order[places] = sources
-        self.reorder_cache(order)
+        self.reorder_cache(order)  # type: ignore[arg-type] - any tensor of row numbers
 
 
 def decoding_cache(

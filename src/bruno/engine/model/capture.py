@@ -15,7 +15,7 @@ from bruno.engine.model.architectures import find_blocks
 from bruno.engine.model.chat_format import Batch, EncodedPrompts
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import halving
-from bruno.engine.model.passes import accepted
+from bruno.engine.model.probes import accepted
 
 
 def capture(

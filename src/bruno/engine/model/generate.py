@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import Cache
 
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model.cache import decoding_cache, widened
@@ -334,7 +335,7 @@ class _WholeRows:
 class _Rows:
     """The rows of one pass in `_WholeRows`: everything they hold so far, [B, S so far]."""
 
-    def __init__(self, trial: int, cache: object, item: PreparedBatch) -> None:
+    def __init__(self, trial: int, cache: Cache | None, item: PreparedBatch) -> None:
         self.trial, self.cache = trial, cache
         self.prompts = item.batch.indices.tolist()
         self.ids, self.mask, self.positions = item.batch.input_ids, item.mask, item.batch.position_ids

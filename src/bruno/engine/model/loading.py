@@ -1,11 +1,13 @@
 """Read a model into memory: the demo, a local folder or a hub id; a data type that gives finite numbers.
 
 May read the model's files, and the network through huggingface_hub. Every step back (a data type that failed) is an
-event; nothing of the model is removed or replaced.
+event; nothing of the model is removed or replaced. The library's own implementation of an architecture is taken wherever
+it has one; a repository's Python code runs only with `trust_remote_code`, which nothing ever asks for at run time.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +15,28 @@ from pathlib import Path
 import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bruno.engine.events import Emit, Fallback, ModelLoaded
 from bruno.engine.model.architectures import Writer, decoder_config, find_writers
 from bruno.engine.model.chat_format import pad_token
 from bruno.engine.model.checkpoint import stored_writers
+from bruno.engine.model.devices import device_map, devices_for
 from bruno.engine.model.memory import is_out_of_memory
+from bruno.engine.model.precision import element_size, quantization_config, say_what_stays, stored_dtype
+from bruno.engine.model.probes import padding_is_harmless, why_not_finite
 from bruno.errors import BrunoError, InputError
-from bruno.settings.engine import EngineSettings, Loading
+from bruno.settings.engine import EngineSettings
 from bruno.settings.paths import paths
 
 # Everything a model folder may hold but weights in other formats (original/, *.bin beside safetensors, ONNX, GGUF ...).
@@ -35,7 +50,7 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode, no gradients.
         tokenizer: pads on the left, always has a pad token.
-        device: where inputs go.
+        device: where inputs go (of several devices, the one with the embeddings).
         dtype: the data type that loaded and gave finite logits.
         source: local folder with the original files; export copies from it.
         name: what was asked for (hub id, folder, or "demo").
@@ -74,10 +89,13 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
     started = time.monotonic()
     if settings.loading.threads:
         torch.set_num_threads(settings.loading.threads)
+    devices = devices_for(settings.loading.device)
     source = locate(settings)
-    device = _device(settings.loading.device)
-    tokenizer = _tokenizer(source, settings)
-    model = _model(source, settings, device, emit)
+    code = _needs_own_code(source, settings)
+    config = _config(source, settings, own_code=code)
+    tokenizer = _tokenizer(source, settings, config)
+    model = _model(source, settings, config, devices, emit, own_code=code)
+    pads = padding_is_harmless(model, emit)
     writers = find_writers(model)
     if settings.export.save:
         stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
@@ -89,7 +107,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
+            device=", ".join(sorted({str(parameter.device) for parameter in model.parameters()})),
             seconds=time.monotonic() - started,
         )
     )
@@ -105,6 +123,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         default_rows=settings.loading.batch_size or (32 if model.device.type == "cpu" else 128),
+        pads=pads,
     )
 
 
@@ -156,26 +175,37 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _device(wanted: str) -> str | torch.device:
-    """ "auto" for accelerate's map over several GPUs, else one device."""
-    if wanted == "auto":
-        if torch.cuda.device_count() > 1:
-            return "auto"
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _needs_own_code(source: Path, settings: EngineSettings) -> bool:
+    """Whether the model's architecture is only known to Python code in its repository.
+
+    Raises:
+        InputError: config.json cannot be read, or that code may not run.
+    """
     try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"There is no device {wanted} here: {first_line(error)}", fix="Say cpu, cuda or auto"
-        ) from error
-    return device
+        stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The config.json of {settings.model} cannot be read: {first_line(error)}") from error
+    if stored.get("model_type") in CONFIG_MAPPING or "auto_map" not in stored:
+        return False
+    if not settings.trust_remote_code:
+        raise _code_needed("model", settings)
+    return True
 
 
-def _tokenizer(source: Path, settings: EngineSettings) -> PreTrainedTokenizerBase:
+def _config(source: Path, settings: EngineSettings, *, own_code: bool):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        return AutoConfig.from_pretrained(source, trust_remote_code=own_code)
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+        raise _unloadable("configuration", settings, error) from error
+
+
+def _tokenizer(source: Path, settings: EngineSettings, config) -> PreTrainedTokenizerBase:
+    own_code = _tokenizer_needs_own_code(source)
+    if own_code and not settings.trust_remote_code:
+        raise _code_needed("tokenizer", settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=own_code)
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise _unloadable("tokenizer", settings, error) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -183,27 +213,40 @@ def _tokenizer(source: Path, settings: EngineSettings) -> PreTrainedTokenizerBas
     return tokenizer
 
 
+def _tokenizer_needs_own_code(source: Path) -> bool:
+    """Whether only the repository's code knows the tokenizer (as Moonlight's tiktoken one): there is no tokenizer.json,
+    and the library's class for the architecture would read other files, or none."""
+    path = source / "tokenizer_config.json"
+    if (source / "tokenizer.json").is_file() or not path.is_file():
+        return False
+    mapped = json.loads(path.read_text(encoding="utf-8")).get("auto_map", {})
+    return bool(mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped)
+
+
+def _code_needed(part: str, settings: EngineSettings) -> InputError:
+    return InputError(
+        f"The {part} of {settings.model} needs the repository's own Python code",
+        fix="Read that code, then say --trust-remote-code",
+    )
+
+
 def _unloadable(part: str, settings: EngineSettings, error: Exception) -> InputError:
     if "trust_remote_code" in str(error):
-        return InputError(
-            f"The {part} of {settings.model} needs the repository's own Python code",
-            fix="Read that code, then say --trust-remote-code",
-        )
+        return _code_needed(part, settings)
     return InputError(f"The {part} of {settings.model} cannot be loaded: {first_line(error)}")
 
 
-def _model(source: Path, settings: EngineSettings, device: str | torch.device, emit: Emit) -> PreTrainedModel:
+def _model(
+    source: Path, settings: EngineSettings, config, devices: list[torch.device], emit: Emit, *, own_code: bool
+) -> PreTrainedModel:
     """The first data type of `loading.dtype` that loads and gives finite logits."""
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unloadable("configuration", settings, error) from error
-    names = dict.fromkeys(_resolve(name, config, device) for name in settings.loading.dtype)
+    stored = stored_dtype(source, config)
+    names = dict.fromkeys(_resolve(name, stored, devices[0]) for name in settings.loading.dtype)
     reason = "no data type was given"
     for position, name in enumerate(names):
         try:
-            model = _read(source, settings, device, getattr(torch, name))
-            reason = _probe(model)
+            model = _read(source, settings, config, devices, getattr(torch, name), emit, own_code=own_code)
+            reason = why_not_finite(model)
         except (OSError, ImportError, KeyError) as error:
             raise _unloadable("weights", settings, error) from error
         except (RuntimeError, ValueError) as error:
@@ -223,44 +266,45 @@ def _model(source: Path, settings: EngineSettings, device: str | torch.device, e
     raise BrunoError(f"{settings.model} does not run in {', '.join(names)}: {reason}")
 
 
-def _resolve(name: str, config, device: str | torch.device) -> str:
+def _resolve(name: str, stored: str, device: torch.device) -> str:
     """The torch name of a data type; "auto" is the checkpoint's own, or fp32 on a CPU that would only emulate it."""
     if name != "auto":
         return name
-    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    if str(device).startswith("cpu") and stored != "float32":
+    if device.type == "cpu" and stored != "float32":
         able = torch.cpu.get_capabilities()
         native = stored == "bfloat16" and (able.get("amx_bf16") or able.get("avx512_bf16"))
         return stored if native else "float32"
     return stored
 
 
-def _read(source: Path, settings: EngineSettings, device: str | torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    arguments: dict = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
-    arguments["device_map"] = device if isinstance(device, str) else {"": device}
-    if settings.loading.quantization != "none":
-        arguments["quantization_config"] = _quantization(settings.loading, dtype)
-    model = AutoModelForCausalLM.from_pretrained(source, **arguments)
-    return model.eval().requires_grad_(False)
-
-
-def _quantization(loading: Loading, dtype: torch.dtype):
-    import importlib.util
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"--loading.quantization {loading.quantization} needs bitsandbytes", fix="pip install bitsandbytes"
+def _read(
+    source: Path,
+    settings: EngineSettings,
+    config,
+    devices: list[torch.device],
+    dtype: torch.dtype,
+    emit: Emit,
+    *,
+    own_code: bool,
+) -> PreTrainedModel:
+    loading = settings.loading
+    auto = AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and (
+        getattr(config, "vision_config", None) is not None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
+        auto = AutoModelForImageTextToText
+    arguments: dict = {"dtype": dtype, "trust_remote_code": own_code, "use_safetensors": True, "config": config}
+    quantization = quantization_config(loading, config, dtype, emit)
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
+    if len(devices) > 1 or loading.quantization != "none":
+        with torch.device("meta"):
+            outline = auto.from_config(config, trust_remote_code=own_code)
+        say_what_stays(outline, loading, emit)
+        arguments["device_map"] = device_map(
+            outline, devices, lambda name, each: each.numel() * element_size(name, each, outline, loading, dtype)
         )
-    from transformers import BitsAndBytesConfig
-
-    if loading.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-@torch.inference_mode()
-def _probe(model: PreTrainedModel) -> str:
-    """Why the model is no use in its data type, "" when a short pass gives finite logits."""
-    ids = torch.arange(1, 17, device=model.device)[None] % decoder_config(model).vocab_size
-    logits = model(input_ids=ids, use_cache=False).logits
-    return "" if torch.isfinite(logits).all() else "its logits are not finite"
+    else:
+        arguments["device_map"] = {"": devices[0]}
+    model = auto.from_pretrained(source, **arguments)
+    return model.eval().requires_grad_(False)

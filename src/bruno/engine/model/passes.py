@@ -5,7 +5,6 @@ Runs the model. Hooks and replaced forwards live for one pass only.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from transformers import Cache
 from bruno.engine.model.architectures import find_blocks
 from bruno.engine.model.chat_format import Batch
 from bruno.engine.model.loading import LoadedModel
+from bruno.engine.model.probes import accepted
 
 
 def forward(
@@ -49,7 +49,7 @@ def logits_of(
     return _output(loaded, input_ids, mask, position_ids, cache, keep=keep).logits[:, -keep:]
 
 
-def own_cache_pass(loaded: LoadedModel, batch: Batch, mask: torch.Tensor) -> tuple[torch.Tensor, object]:
+def own_cache_pass(loaded: LoadedModel, batch: Batch, mask: torch.Tensor) -> tuple[torch.Tensor, Cache | None]:
     """A whole pass with the cache that the model makes for itself: last logits [B, V], and that cache (None: it has none)."""
     output = _output(loaded, batch.input_ids, mask, batch.position_ids, None, keep=1, use_cache=True)
     return output.logits[:, -1], getattr(output, "past_key_values", None)
@@ -60,7 +60,7 @@ def _output(
     input_ids: torch.Tensor,
     mask: torch.Tensor,
     position_ids: torch.Tensor,
-    cache: object,
+    cache: Cache | None,
     *,
     keep: int,
     use_cache: bool = False,
@@ -84,12 +84,6 @@ def _output(
             **last,
         )
     )
-
-
-def accepted(model: nn.Module, **inputs: object) -> dict[str, object]:
-    """Those of the inputs that a model's forward names: some know no positions (ALiBi), some cannot skip logits."""
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in inputs.items() if name in known}
 
 
 @contextmanager

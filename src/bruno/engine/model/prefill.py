@@ -17,6 +17,7 @@ from typing import Literal
 
 import psutil
 import torch
+from transformers import Cache
 
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit, Fallback
@@ -26,6 +27,7 @@ from bruno.engine.model.chat_format import Batch, EncodedPrompts
 from bruno.engine.model.loading import LoadedModel, first_line
 from bruno.engine.model.memory import halving, is_out_of_memory
 from bruno.engine.model.passes import forward, keeping_inputs, logits_of, own_cache_pass
+from bruno.engine.model.probes import disagreement
 from bruno.errors import BrunoError
 
 CacheUse = Literal["blocks", "own", "none"]
@@ -124,7 +126,7 @@ class Pass:
 
     logits: torch.Tensor
     blocks: list[BlockCache]
-    own: object = None
+    own: Cache | None = None
 
 
 def prepare(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
@@ -206,7 +208,7 @@ def trial_pass(
     return Pass(logits, [*below[:start], *held(cache, start)])
 
 
-def _with_own_cache(loaded: LoadedModel, item: PreparedBatch) -> tuple[torch.Tensor, list[BlockCache], object]:
+def _with_own_cache(loaded: LoadedModel, item: PreparedBatch) -> tuple[torch.Tensor, list[BlockCache], Cache | None]:
     logits, own = own_cache_pass(loaded, item.batch, item.mask)
     return logits, [], own
 
@@ -296,7 +298,7 @@ def _check_reuse(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
         if is_out_of_memory(error):
             raise
         return f"this model's blocks cannot be entered in the middle: {first_line(error)}"
-    difference = _difference(loaded, plain, torch.stack([resumed, written], dim=1))
+    difference = disagreement(loaded.model, plain, torch.stack([resumed, written], dim=1))
     return f"a pass from the middle differs from a whole one (KL {difference:.2g})" if difference else ""
 
 
@@ -311,7 +313,7 @@ def _check_cache(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
         if is_out_of_memory(error):
             raise
         return f"this model does not run with it: {first_line(error)}"
-    difference = _difference(loaded, _plain(loaded, prepared, item), torch.stack([done.logits, written], dim=1))
+    difference = disagreement(loaded.model, _plain(loaded, prepared, item), torch.stack([done.logits, written], dim=1))
     return f"a token after the prompt differs from a whole pass (KL {difference:.2g})" if difference else ""
 
 
@@ -341,12 +343,3 @@ def _plain(loaded: LoadedModel, prepared: PreparedPrompts, item: PreparedBatch) 
 
 def _longer(mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-
-
-def _difference(loaded: LoadedModel, plain: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest KL(plain || other) in nats where it is more than the data type's rounding explains, else 0."""
-    target = plain.float().log_softmax(-1)
-    worst = float((target.exp() * (target - other.float().log_softmax(-1))).sum(-1).max())
-    # Rounding moves a token now and then to another expert, and 8-bit products depend on the rows beside them.
-    exact = loaded.dtype == torch.float32 and not getattr(loaded.model, "is_quantized", False)
-    return 0.0 if worst < (1e-5 if exact else 5e-2) else worst
