@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bruno.engine.directions.algebra import mean_difference, project_out, separation, winsorise
+from bruno.engine.directions.algebra import mean_difference
 from bruno.engine.directions.find import DirectionSet, Samples, find_directions
 from bruno.errors import InputError
 from bruno.settings.engine import Directions, EngineSettings
@@ -79,26 +79,6 @@ def test_samples_without_a_direction_are_refused(bad, good, message) -> None:
         find(bad, good, Directions())
 
 
-def test_project_out_removes_a_whole_span() -> None:
-    vectors, span = torch.randn(4, 32), torch.randn(4, 3, 32)
-    left = project_out(vectors, span)
-    assert (left[:, None] * span.double()).sum(-1).abs().max() < 1e-10
-
-
-def test_winsorising_clamps_outliers_of_each_vector_and_only_them() -> None:
-    vectors = torch.cat([torch.linspace(-1, 1, 99), torch.tensor([50.0])]).expand(2, 100)
-    clamped = winsorise(vectors, 0.99)
-    assert clamped[0, -1] == 1.0
-    assert torch.equal(clamped[:, :-1], vectors[:, :-1])
-    assert winsorise(vectors, 1.0) is vectors
-
-
 def test_winsorised_captures_are_named() -> None:
     bad, good, _ = planted()
     assert find(bad, good, Directions(winsorize_quantile=0.99)).used[0] == "winsorised captures"
-
-
-def test_separation_is_the_distance_of_means_in_standard_deviations() -> None:
-    bad, good = torch.randn(4000, 1, 2), torch.randn(4000, 1, 2)
-    bad[..., 0] += 3
-    assert separation(bad, good, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(3, rel=0.05)

@@ -18,6 +18,8 @@ from bruno.engine.directions.record import NotApplicable
 
 # Random directions that a cone direction is compared with.
 _RANDOM = 8
+# Of which less than this is not in the others' span, a direction adds nothing to them.
+_NEW = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Cones:
     """What the clusters add to the directions that are removed already.
 
     Attributes:
-        vectors: [L + 1, c, d] fp64, orthonormal, orthogonal to those; one for each cluster kept.
+        vectors: [L + 1, c, d] fp64, orthonormal, orthogonal to those: what of the clusters' span was kept.
         clusters: the clustering.
-        drops: [clusters] fp64, by how much removing each cluster's direction lowers the held-out separation (standard
-            deviations, averaged over blocks).
-        random_drop: the largest such drop of a random direction.
+        drops: [clusters] fp64, by how much removing each direction of the span's basis (in the order of the clusters)
+            lowers the held-out separation (standard deviations, averaged over blocks).
+        random_drop: the largest such drop of a random direction, at least 0.
     """
 
     vectors: torch.Tensor
@@ -66,9 +68,10 @@ def concept_cones(
 ) -> Cones:
     """Directions of clusters of the bad prompts, without what is removed already.
 
-    Half of the prompts make the clusters, the other half judges: a direction stays only if taking it out lowers the
-    separation of the held-out classes more than any of `_RANDOM` random directions. The directions returned are then
-    taken from all prompts.
+    Half of the prompts make the clusters, the other half judges: a direction of the orthonormal basis stays only if
+    taking it out lowers the separation of the held-out classes more than any of `_RANDOM` random directions. (Two
+    clusters beside the mean difference point opposite ways: they span one direction, and the second of the basis is
+    noise.) The directions returned are then taken from all prompts.
 
     Args:
         bad, good: captures, [n, L + 1, d].
@@ -87,14 +90,15 @@ def concept_cones(
         normalise(bad[:, layer].double() - centre), bad_order[::2], most=most, min_size=min_size, floor=min_silhouette
     )
     fitted = _cluster_directions(bad, good, clusters, removed, bad_order[::2], good_order[::2])
-    drops, random_drop = held_out_drops(fitted, bad, good, bad_order[1::2], good_order[1::2])
+    basis = orthonormal(fitted, floor=_NEW)
+    drops, random_drop = held_out_drops(fitted, basis, bad, good, bad_order[1::2], good_order[1::2])
     stays = drops > random_drop
     if not stays.any():
         raise NotApplicable(
-            f"none of {clusters.count} clusters' directions separates held-out prompts better than a random one"
+            f"no direction of {clusters.count} clusters separates held-out prompts better than a random one"
         )
     whole = _cluster_directions(bad, good, clusters, removed, bad_order, good_order)
-    return Cones(orthonormal(whole[:, stays.to(whole.device)], floor=1e-3), clusters, drops, random_drop)
+    return Cones(orthonormal(whole, floor=_NEW)[:, stays.to(whole.device)], clusters, drops, random_drop)
 
 
 def cluster(units: torch.Tensor, half: torch.Tensor, *, most: int, min_size: int, floor: float) -> Clusters:
@@ -148,12 +152,17 @@ def _cluster_directions(
 
 
 def held_out_drops(
-    directions: torch.Tensor, bad: torch.Tensor, good: torch.Tensor, bad_rows: torch.Tensor, good_rows: torch.Tensor
+    directions: torch.Tensor,
+    tried: torch.Tensor,
+    bad: torch.Tensor,
+    good: torch.Tensor,
+    bad_rows: torch.Tensor,
+    good_rows: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
-    """Drop of the held-out separation (d', mean over blocks) when each direction [L + 1, c, d] is taken out of the
-    stream: [c], and the largest drop that one of some random directions causes.
+    """Drop of the held-out separation (d', mean over blocks) when a direction is taken out of the stream: of each of
+    `tried` [L + 1, t, d], and the largest that a random direction causes, at least 0.
 
-    A prompt's score is its largest component along any of the directions: near to one cluster is enough.
+    A prompt's score is its largest component along any of `directions` [L + 1, c, d]: near to one cluster is enough.
     """
     generator = torch.Generator().manual_seed(0)
     noise = normalise(torch.randn(_RANDOM, directions.shape[-1], generator=generator, dtype=torch.float64))
@@ -163,11 +172,11 @@ def held_out_drops(
         held = bad[bad_rows, layer].double() - centre, good[good_rows, layer].double() - centre
         own = directions[layer]  # [c, d]
         base = _score_gap(held, own)
-        tried = torch.cat([own, noise.to(own)])  # [c + random, d]
+        taken = torch.cat([tried[layer], noise.to(own)])  # [t + random, d]
         # x - v (v . x) seen along the directions u is x seen along u - v (v . u)
-        drops.append(torch.stack([base - _score_gap(held, own - (own @ v)[:, None] * v) for v in tried]))
+        drops.append(torch.stack([base - _score_gap(held, own - (own @ v)[:, None] * v) for v in taken]))
     mean_drop = torch.stack(drops).mean(0).cpu()
-    return mean_drop[: directions.shape[1]], float(mean_drop[directions.shape[1] :].max())
+    return mean_drop[: tried.shape[1]], max(0.0, float(mean_drop[tried.shape[1] :].max()))
 
 
 def _score_gap(classes: tuple[torch.Tensor, torch.Tensor], directions: torch.Tensor) -> torch.Tensor:

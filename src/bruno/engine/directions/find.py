@@ -221,11 +221,11 @@ def _cones(
         "the directions above",
     )
     if cones is not None:
-        kept, count = cones.vectors.shape[1], cones.clusters.count
-        record.use(
-            f"concept cones ({kept} of {count} clusters' directions, silhouette {cones.clusters.silhouette:.2f} "
-            f"after block {layer - 1})"
+        clusters = (
+            f"{cones.clusters.count} clusters, silhouette {cones.clusters.silhouette:.2f} after block {layer - 1}"
         )
+        kept = cones.vectors.shape[1]
+        record.use(f"concept cones ({kept} direction{'s' if kept > 1 else ''} from {clusters})")
     return cones
 
 

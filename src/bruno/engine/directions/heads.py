@@ -15,7 +15,8 @@ from torch import nn
 from bruno.engine.directions.algebra import normalise
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.events import Emit
-from bruno.engine.model.architectures import ATTENTION, Writer, decoder_config
+from bruno.engine.model.architectures import ATTENTION, Writer
+from bruno.engine.model.capture import last_positions
 from bruno.engine.model.chat_format import EncodedPrompts
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import halving
@@ -35,21 +36,20 @@ def attribute_heads(
     """How much more of the primary direction each head writes on bad prompts than on good ones, [L, H] fp64.
 
     a[l, h] = mean over bad of (v_l^T W_o[:, h] x_h) - the same over good, at the last prompt position, in units of the
-    residual stream; x_h is the slice of the projection's input that head h fills. NaN for blocks without attention heads
-    (linear attention).
+    residual stream; x_h is the slice of the projection's input that head h fills. H is the largest number of heads in a
+    block; NaN stands for heads that a block does not have.
 
     Raises:
-        InputError: an output projection's input does not divide into the heads that the config names.
+        InputError: no writer has heads.
     """
-    writers = [writer for writer in loaded.writers if writer.component == ATTENTION]
-    heads = int(decoder_config(loaded.model).num_attention_heads)
-    reads = {writer.layer: _reads(writer, heads, directions.vectors[writer.layer + 1, 0]) for writer in writers}
-    attribution = torch.full((loaded.layers, heads), torch.nan, dtype=torch.float64)
+    writers = [writer for writer in loaded.writers if writer.component == ATTENTION and writer.heads]
     if not writers:
-        raise InputError(f"{loaded.name} has no attention whose heads could be edited", fix="Leave --edit.heads off")
-    layers = [writer.layer for writer in writers]
+        raise InputError(f"{loaded.name} has no attention heads that could be edited", fix="Leave --edit.heads off")
+    attribution = torch.full((loaded.layers, max(w.heads for w in writers)), torch.nan, dtype=torch.float64)
+    reads = [_reads(writer, directions.vectors[writer.layer + 1, 0]) for writer in writers]
     means = [_mean_written(loaded, writers, reads, prompts, emit, rows) for prompts in (bad, good)]
-    attribution[layers] = means[0] - means[1]
+    for writer, of_bad, of_good in zip(writers, *means, strict=True):
+        attribution[writer.layer, : writer.heads] = of_bad - of_good
     return attribution
 
 
@@ -67,14 +67,9 @@ def choose_heads(attribution: torch.Tensor, share: float) -> Mapping[int, tuple[
     return {block: tuple(sorted(chosen[block])) for block in sorted(chosen)}
 
 
-def _reads(writer: Writer, heads: int, direction: torch.Tensor) -> torch.Tensor:
+def _reads(writer: Writer, direction: torch.Tensor) -> torch.Tensor:
     """W_o^T v, [d_in] fp32: what of the projection's input ends up along the direction. Behind a post-norm of gain g
     that is W_o^T normalise(g * v), as in the edit itself."""
-    d_in = writer.weight_shape[1]
-    if d_in % heads:
-        raise InputError(
-            f"{writer.name} reads {d_in} values, which do not divide into {heads} heads", fix="Leave --edit.heads off"
-        )
     weight = writer.weight()
     vector = direction.to(weight)
     gain = writer.post_norm_gain
@@ -84,39 +79,32 @@ def _reads(writer: Writer, heads: int, direction: torch.Tensor) -> torch.Tensor:
 def _mean_written(
     loaded: LoadedModel,
     writers: Sequence[Writer],
-    reads: Mapping[int, torch.Tensor],
+    reads: Sequence[torch.Tensor],
     prompts: EncodedPrompts,
     emit: Emit,
     rows: int,
-) -> torch.Tensor:
-    """Mean over prompts of what each head writes along the direction, [writers, H] fp64 on the CPU."""
-    heads = int(decoder_config(loaded.model).num_attention_heads)
-    written = torch.empty(len(prompts), len(writers), heads, dtype=torch.float64)
+) -> list[torch.Tensor]:
+    """Mean over prompts of what each head writes along the direction: [heads] fp64 on the CPU for each writer."""
+    written = [torch.empty(len(prompts), writer.heads, dtype=torch.float64) for writer in writers]
     kept: dict[int, torch.Tensor] = {}
 
-    def keep(writer: Writer):
-        read = reads[writer.layer]
-
+    def keep(index: int):
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            last = args[0][:, -1].float().flatten(1)  # [B, d_in]
-            kept[writer.layer] = (last * read).unflatten(-1, (heads, -1)).sum(-1)  # [B, H]
+            last = args[0][:, -1].float() * reads[index]  # [B, d_in]
+            kept[index] = last.unflatten(-1, (writers[index].heads, -1)).double().sum(-1)  # [B, heads]
 
         return hook
 
     def one_size(size: int) -> None:
         for batch in prompts.batches(size, loaded.device):
-            loaded.model.base_model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-            written[batch.indices] = torch.stack([kept[w.layer].double().cpu() for w in writers], dim=1)
+            last_positions(loaded, batch)  # for the pass; what it returns is not needed here
+            for index, values in kept.items():
+                written[index][batch.indices] = values.cpu()
 
-    handles = [writer.module.register_forward_pre_hook(keep(writer)) for writer in writers]
+    handles = [writer.module.register_forward_pre_hook(keep(index)) for index, writer in enumerate(writers)]
     try:
         halving(one_size, rows or loaded.default_rows, emit)
     finally:
         for handle in handles:
             handle.remove()
-    return written.mean(0)
+    return [values.mean(0) for values in written]

@@ -80,7 +80,7 @@ def protect(
 
 
 def check_overlap(shielded: Shielded, *, threshold: float, allow: bool) -> str:
-    """ "" when no direction overlaps with the sacred ones too much; the warning, where that is allowed.
+    """The warning about directions that overlap too much, where that is allowed; empty when none does.
 
     Raises:
         InputError: the overlap is above `threshold` at a block and not allowed, or less than `FLOOR` of a direction
