@@ -230,6 +230,22 @@ class ModelSaved(_Event):
         return [f"Models Saved: {self.path}"]
 
 
+class Counted(BaseModel):
+    """One more count of the held-out report: raw, before and after, of so many prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    about: str
+    before: int
+    after: int
+    prompts: int
+
+    def line(self, what: str) -> str:
+        """As the log has it."""
+        return f"* {what} {self.name}: {self.before}/{self.prompts} before, {self.after}/{self.prompts} after ({self.about})"
+
+
 class HeldOut(_Event):
     """Scores on prompts that neither the directions nor the search have seen.
 
@@ -243,9 +259,15 @@ class HeldOut(_Event):
     before_interval: tuple[float, float]
     after_interval: tuple[float, float]
     kl: float
+    kl_tokens: float | None = None
+    """KL over `scoring.kl_divergence_tokens` positions, when more than one was asked for."""
     ordinary_before: int
     ordinary_after: int
     ordinary_prompts: int
+    evaluations: list[Counted] = []
+    """The behaviour's evaluation sets."""
+    opinions: list[Counted] = []
+    """Second opinions on the same answers, each with the question that it was asked."""
 
     def lines(self) -> list[str]:
         def share(interval: tuple[float, float]) -> str:
@@ -255,8 +277,11 @@ class HeldOut(_Event):
             f"* Held-out refusals before: {self.before}/{self.prompts} (95 % interval {share(self.before_interval)})",
             f"* Held-out refusals after: {self.after}/{self.prompts} (95 % interval {share(self.after_interval)})",
             f"* Held-out KL divergence: {self.kl:.4f}",
+            *([] if self.kl_tokens is None else [f"* Held-out KL over several tokens: {self.kl_tokens:.4f}"]),
             f"* Ordinary prompts refused: {self.ordinary_before}/{self.ordinary_prompts} before, "
             f"{self.ordinary_after}/{self.ordinary_prompts} after",
+            *(each.line("Held-out set") for each in self.evaluations),
+            *(each.line("Second opinion by") for each in self.opinions),
         ]
 
 

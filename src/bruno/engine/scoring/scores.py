@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bruno.engine.directions.find import DirectionSet
-from bruno.engine.edits.build import TrialEdit, build_edits
+from bruno.engine.edits.build import EditRules, TrialEdit, build_edits
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit
 from bruno.engine.model.chat_format import encode
@@ -85,6 +85,7 @@ class Scorer:
         detector: tells the answers that show the behaviour from the others.
         settings: `scoring`, `data`, `edit` and `loading` are read.
         emit: hears about fallbacks.
+        rules: what is the same for every trial of the run; the settings' norm mode alone when None.
     """
 
     def __init__(
@@ -98,20 +99,22 @@ class Scorer:
         detector: Detector,
         settings: EngineSettings,
         emit: Emit,
+        rules: EditRules | None = None,
     ) -> None:
         self.loaded, self.session, self.directions = loaded, session, directions
-        self.detector, self.settings = detector, settings
+        self.detector, self.settings, self.emit = detector, settings, emit
+        self.rules = rules or EditRules(norm_mode=settings.edit.norm_mode)
         session.off()
         rows = settings.loading.batch_size
         self.bad = prepare(loaded, self._encode(bad), emit=emit, rows=rows)
         self.good = prepare(loaded, self._encode(good), emit=emit, rows=rows)
         self.base = first_token_logprobs(loaded, self.good, rows=rows)[0]  # [N, V]
-        self.answers: list[list[int]] | None = None
+        self.base_ids: list[list[int]] | None = None
         if settings.scoring.kl_divergence_tokens > 1:
-            self.answers = generate(
+            self.base_ids = generate(
                 loaded, self.good, max_new_tokens=settings.scoring.kl_divergence_tokens, rows=rows
             ).ids[0]
-            self.base_answers, self.base_mask = answer_logprobs(loaded, self.good, self.answers, rows=rows)
+            self.base_answers, self.base_mask = answer_logprobs(loaded, self.good, self.base_ids, rows=rows)
 
     @property
     def prompts(self) -> int:
@@ -130,6 +133,22 @@ class Scorer:
         self._write([edit])
         return before, self._refusals(self.good, self.session, 0)[0]
 
+    def answers(self, edit: TrialEdit | None, prompts: Sequence[str] | None = None) -> list[str]:
+        """Whole answers, none cut short where its verdict is settled.
+
+        Args:
+            edit: what is active; None for the untouched model.
+            prompts: other prompts than the bad ones.
+        """
+        self.session.off()
+        prepared = self.bad
+        if prompts is not None:
+            rows = self.settings.loading.batch_size
+            prepared = prepare(self.loaded, self._encode(prompts), emit=self.emit, rows=rows)
+        if edit is not None:
+            self._write([edit])
+        return self._generate(prepared, None if edit is None else self.session, 0, early=False)[0]
+
     def score(self, edits: Sequence[TrialEdit], rows: int = 0) -> list[Scores]:
         """Scores of T trials evaluated together, in their order.
 
@@ -146,8 +165,8 @@ class Scorer:
         first = first_token_logprobs(self.loaded, self.good, session=self.session, rows=rows)  # [T, N, V]
         kls = [kl_divergence(self.base, edited) for edited in first]
         several: list[float | None] = [None] * len(edits)
-        if self.answers is not None:
-            forced, _ = answer_logprobs(self.loaded, self.good, self.answers, session=self.session, rows=rows)
+        if self.base_ids is not None:
+            forced, _ = answer_logprobs(self.loaded, self.good, self.base_ids, session=self.session, rows=rows)
             several = [kl_divergence(self.base_answers, edited, self.base_mask) for edited in forced]
         return [
             Scores(refusals=count, prompts=self.prompts, kl=kl, kl_tokens=tokens)
@@ -155,18 +174,23 @@ class Scorer:
         ]
 
     def _write(self, edits: Sequence[TrialEdit]) -> None:
-        self.session.write(build_edits(edits, self.directions, self.loaded.writers, self.settings.edit.norm_mode))
+        self.session.write(build_edits(edits, self.directions, self.loaded.writers, self.rules))
 
     def _refusals(self, prompts: PreparedPrompts, session: EditSession | None, rows: int) -> list[int]:
-        answers = generate(
+        return [self.detector.count(texts) for texts in self._generate(prompts, session, rows, early=True)]
+
+    def _generate(
+        self, prompts: PreparedPrompts, session: EditSession | None, rows: int, *, early: bool
+    ) -> list[list[str]]:
+        """Answers, [T][N]; with `early`, each ends where its verdict is settled."""
+        return generate(
             self.loaded,
             prompts,
             max_new_tokens=self.settings.scoring.max_new_tokens,
             session=session,
-            settled=self.detector.settled,
-            rows=rows,
-        )
-        return [self.detector.count(texts) for texts in answers.texts]
+            settled=self.detector.settled if early else None,
+            rows=rows or self.settings.loading.batch_size,
+        ).texts
 
     def _encode(self, prompts: Sequence[str]):
         data = self.settings.data
