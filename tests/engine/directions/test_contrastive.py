@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bruno.engine.directions.algebra import aligned, mean_difference
-from bruno.engine.directions.contrastive import contrastive_pca, direction_weights, top_eigenvectors
+from bruno.engine.directions.contrastive import (
+    contrastive_pca,
+    decompose,
+    direction_weights,
+    krylov,
+    top_eigenvectors,
+)
 from bruno.engine.directions.record import NotApplicable
 from tests.engine.directions.planted import cosine, noise, units
 
@@ -49,6 +55,30 @@ def test_it_equals_the_dense_decomposition(bad, good, hidden, copies, alpha, see
         positive[..., None] & positive[:, None]
     ]
     assert (gram - identity).abs().max() < 1e-9 if len(gram) else True
+
+
+def wide_samples(decay: float, rank: int = 520) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two layers of 520 samples in 560 dimensions whose scales fall off as a model's do, and their shares."""
+    samples = noise(2, 520, 560, seed=1) * torch.arange(1, 561).double().pow(-decay)
+    samples[:, :260] += 0.5 * noise(560, seed=2) * torch.arange(1, 561).double().pow(-decay)
+    samples[:, rank:] = samples[:, : 520 - rank]
+    return samples, torch.cat([torch.full((260,), 1 / 260), torch.full((260,), -1 / 260)]).double()
+
+
+@pytest.mark.parametrize("rank", [520, 300])
+def test_iterating_gives_what_decomposing_gives(rank: int) -> None:
+    samples, share = wide_samples(decay=1.0, rank=rank)
+    iterated, exact = krylov(samples, share, 3), decompose(samples, share, 3)
+    assert iterated is not None
+    assert torch.allclose(iterated[0], exact[0], rtol=1e-9)
+    assert (cosine(iterated[1], exact[1]).abs() > 1 - 1e-10).all()
+    assert torch.equal(top_eigenvectors(samples, share, 3)[0], iterated[0])
+
+
+def test_where_iterating_does_not_converge_the_decomposition_steps_in() -> None:
+    samples, share = wide_samples(decay=0.0)
+    assert krylov(samples, share, 3) is None
+    assert torch.equal(top_eigenvectors(samples, share, 3)[0], decompose(samples, share, 3)[0])
 
 
 def test_a_shift_inside_loud_directions_is_found_with_its_sign() -> None:

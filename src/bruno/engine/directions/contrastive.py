@@ -20,6 +20,12 @@ from bruno.engine.directions.record import NotApplicable
 _CHUNK_BYTES = 256 * 2**20
 # An eigenvalue below this share of the good prompts' squared length is rounding.
 _NOTHING = 1e-12
+# From this many dimensions that the samples span on, iterating is faster than decomposing.
+_LARGE = 512
+# Vectors in a Krylov block beside those that are asked for: they speed up the last ones.
+_EXTRA = 8
+# Largest residual |C v - lambda v| of an eigenvector that iterating found, relative to |C|.
+_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,16 @@ def contrastive_pca(bad: torch.Tensor, good: torch.Tensor, count: int, alpha: fl
 def top_eigenvectors(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues [c, k] (descending) and orthonormal eigenvectors [c, k, d] of X^T diag(share) X for X [c, n, d].
 
+    Many samples of a wide model: `krylov` first, which only multiplies. Where that does not converge, and for small
+    problems, `decompose`, which is exact.
+    """
+    found = krylov(samples, share, count) if min(samples.shape[1:]) >= _LARGE else None
+    return decompose(samples, share, count) if found is None else found
+
+
+def decompose(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_eigenvectors` by decomposition in an orthonormal basis of the samples.
+
     With the thin QR X^T = Q R the matrix is Q (R diag(share) R^T) Q^T: what is decomposed has min(n, d) rows, never d.
     Q itself is not needed: an eigenvector of the small matrix w is X^T diag(share) R^T w / lambda in the large space.
     """
@@ -86,6 +102,41 @@ def top_eigenvectors(samples: torch.Tensor, share: torch.Tensor, count: int) -> 
     values, small = values[:, -count:].flip(-1), small[..., -count:].flip(-1)  # [c, k], [c, r, k]
     loadings = share[:, None] * (triangle.mT @ small)  # [c, n, k]
     return values, orthonormal(normalise((samples.mT @ loadings).mT))
+
+
+def krylov(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`top_eigenvectors` by block Lanczos iteration with full reorthogonalisation; None when a quarter of the samples'
+    dimensions does not hold them to a residual of `_TOLERANCE`.
+
+    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.3.6.
+    """
+    batch, size, hidden = samples.shape
+    width = count + _EXTRA
+
+    def image_of(vectors: torch.Tensor) -> torch.Tensor:  # [c, d, w] -> C @ vectors
+        return samples.mT @ (share[:, None] * (samples @ vectors))
+
+    start = torch.randn(hidden, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    block = torch.linalg.qr(image_of(start.to(samples.device).expand(batch, -1, -1))).Q
+    basis = images = samples.new_zeros(batch, hidden, 0)
+    steps = min(size, hidden) // 4 // width
+    checks = {steps, *(4 * 2**i for i in range(8))}
+    for step in range(1, steps + 1):
+        image = image_of(block)
+        basis, images = torch.cat([basis, block], dim=-1), torch.cat([images, image], dim=-1)
+        if step in checks:
+            values, inside = torch.linalg.eigh((basis.mT @ images).cpu())  # small: the processor's LAPACK is faster
+            largest = values.abs().amax(-1, keepdim=True).to(samples.device)
+            values = values[:, -count:].flip(-1).to(samples.device)
+            inside = inside[..., -count:].flip(-1).to(samples.device)
+            found = basis @ inside  # [c, d, k]
+            residual = torch.linalg.vector_norm(images @ inside - found * values[:, None], dim=1)
+            if (residual <= _TOLERANCE * largest).all():
+                return values, orthonormal(found.mT)
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            block = torch.linalg.qr(image - basis @ (basis.mT @ image)).Q
+            image = block
+    return None
 
 
 def direction_weights(eigenvalues: torch.Tensor, rule: Literal["eigenvalues", "softmax"]) -> torch.Tensor:
