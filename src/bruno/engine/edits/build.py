@@ -153,10 +153,15 @@ def build_edits(
     edits: dict[int, WriterEdit] = {}
     routers: dict[int, RouterEdit] = {}
     first_layer = [layers] * len(trials)
+    plans: dict[tuple[int, str, torch.device], _Plan] = {}  # experts of a block share theirs
     for index, writer in enumerate(writers):
         edited = [is_edited(trial, directions, rules, writer) for trial in trials]
         if any(edited):
-            edits[index] = _edit_live(trials, directions, rules, writer)
+            device = next(writer.module.parameters()).device
+            key = (writer.layer, writer.component, device)
+            if key not in plans:
+                plans[key] = _plan(trials, directions, rules, writer, device)
+            edits[index] = _edit_live(writer, plans[key], rules)
         if rules.router and writer.mixture is not None:
             blind = [_kernel_weight(trial, rules, directions, writer) != 0 for trial in trials]
             edited = [a or b for a, b in zip(edited, blind, strict=True)]
@@ -189,14 +194,13 @@ def edit_weight(
     directions: DirectionSet,
     rules: EditRules,
     writer: Writer,
-    expert: int | None = None,
 ) -> WriterEdit:
-    """The edit of one given weight [d, d_in] fp32 of a writer that `is_edited`, or of one of its fused experts.
+    """The edit of one given weight [d, d_in] fp32 of a writer that `is_edited`, or of one of its experts.
 
     What `build_edits` does with the live weight: export gives the stored one, which a quantised search did not have.
     """
-    basis, strengths = _plan(trials, directions, rules, writer, weight.device)
-    return writer_edit(weight, basis, strengths, rules.norm_mode, _columns(writer, rules, weight.device))
+    plan = _plan(trials, directions, rules, writer, weight.device)
+    return writer_edit(weight, *plan, rules.norm_mode, _columns(writer, rules, weight.device))
 
 
 def edit_router(
@@ -211,9 +215,12 @@ def edit_router(
     return RouterEdit(read=basis, write=-rules.router * strengths[..., None] * basis)
 
 
+_Plan = tuple[torch.Tensor, torch.Tensor]
+
+
 def _plan(
     trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> _Plan:
     """What a writer's output loses and gains: orthonormal directions [T, k, d] and strengths [T, k], without its weight."""
     basis, strengths = _removed(trials, directions, rules, writer, device)
     basis = gained(basis, writer.post_norm_gain)
@@ -274,15 +281,14 @@ def _experts(writer: Writer, rules: EditRules) -> frozenset[int]:
     return chosen
 
 
-def _edit_live(trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer) -> WriterEdit:
+def _edit_live(writer: Writer, plan: _Plan, rules: EditRules) -> WriterEdit:
     """The edit of a live writer that is edited; of fused experts, one weight in fp32 at a time."""
     if not writer.experts:
-        return edit_weight(writer.weight(), trials, directions, rules, writer)
-    device = next(writer.module.parameters()).device
-    basis, strengths = _plan(trials, directions, rules, writer, device)
+        weight = writer.weight()
+        return writer_edit(weight, *plan, rules.norm_mode, _columns(writer, rules, weight.device))
     chosen = _experts(writer, rules)
     edits = [
-        writer_edit(writer.weight(number), basis, strengths, rules.norm_mode) if number in chosen else None
+        writer_edit(writer.weight(number), *plan, rules.norm_mode) if number in chosen else None
         for number in range(writer.experts)
     ]
     return stack_experts(edits, writer.weight_shape[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from bruno.engine.model.architectures import Mixture, Writer
 from bruno.errors import BrunoError
 
 _NAME = "bruno_edits"
-_sites: WeakKeyDictionary[nn.Module, ExpertsSite] = WeakKeyDictionary()
+_sites: dict[nn.Module, ExpertsSite] = {}  # those of the sessions that are open
 
 
 class ExpertsSite:
@@ -50,13 +49,14 @@ class ExpertsSite:
         self._config._experts_implementation = _NAME
 
     def detach(self) -> None:
-        _sites.pop(self.module, None)
-        self._config._experts_implementation = self.before
+        if _sites.get(self.module) is self:
+            del _sites[self.module]
+            self._config._experts_implementation = self.before
 
     def stock(self, *args: torch.Tensor) -> torch.Tensor:
         """What the module does without us."""
         eager = type(self.module).forward.__wrapped__  # under the library's dispatching decorator
-        return ALL_EXPERTS_FUNCTIONS.get_interface(self.before, eager)(self.module, *args)
+        return ALL_EXPERTS_FUNCTIONS.get_interface(self.before or "eager", eager)(self.module, *args)
 
 
 def _forward(module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -135,9 +135,11 @@ class SplitByTrial:
     def __init__(self, mixture: Mixture, rows: Rows) -> None:
         self.module = mixture.module
         self._rows = rows
+        self._attached = False
         self._own: Callable[..., torch.Tensor] | None = None
 
     def attach(self) -> None:
+        self._attached = True
         self._own = self.module.__dict__.get("forward")
         whole = self.module.forward
 
@@ -154,7 +156,8 @@ class SplitByTrial:
         self.module.forward = forward
 
     def detach(self) -> None:
-        if self._own is None:
+        if self._attached and self._own is None:
             del self.module.forward
-        else:
+        elif self._attached and self._own is not None:
             self.module.forward = self._own
+        self._attached = False

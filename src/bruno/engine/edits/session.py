@@ -91,8 +91,12 @@ class EditSession:
             site.buffers.active = False
 
     def __enter__(self) -> Self:
-        for site in (*self._sites, *self._routers.values(), *self._splits):
-            site.attach()
+        try:
+            for site in (*self._sites, *self._routers.values(), *self._splits):
+                site.attach()
+        except BrunoError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -160,7 +160,7 @@ class _Edit:
         writer, device = self.loaded.writers[stored.index], self.loaded.device
         weight = _read(self.loaded.source, stored.weight).to(device)
         whole = (weight.T if writer.transposed else weight).float()
-        edit = edit_weight(whole, [self.trial], self.directions, self.rules, writer, stored.expert)
+        edit = edit_weight(whole, [self.trial], self.directions, self.rules, writer)
         _replace(target, stored.weight, bake_weight(weight, edit, transposed=writer.transposed))
         if stored.bias is not None:
             bias = _read(self.loaded.source, stored.bias).to(device)
