@@ -80,7 +80,7 @@ def test_the_map_covers_every_parameter_once_and_puts_the_ends_where_they_belong
 def test_the_fullest_device_is_what_the_biggest_parts_force() -> None:
     model = tiny_model("llama", num_hidden_layers=8)
     places = device_map(model, GPUS[:2], lambda _, each: each.nbytes)
-    loads = {gpu: 0 for gpu in GPUS[:2]}
+    loads = dict.fromkeys(GPUS[:2], 0)
     for name, parameter in model.named_parameters():
         loads[next(d for key, d in places.items() if name == key or name.startswith(f"{key}."))] += parameter.nbytes
     block = sum(p.nbytes for p in model.model.layers[0].parameters())

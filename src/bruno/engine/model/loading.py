@@ -33,7 +33,13 @@ from bruno.engine.model.chat_format import pad_token
 from bruno.engine.model.checkpoint import stored_writers
 from bruno.engine.model.devices import device_map, devices_for
 from bruno.engine.model.memory import is_out_of_memory
-from bruno.engine.model.precision import element_size, quantization_config, say_what_stays, stored_dtype
+from bruno.engine.model.precision import (
+    element_size,
+    quantization_config,
+    say_what_stays,
+    settle_quantised,
+    stored_dtype,
+)
 from bruno.engine.model.probes import padding_is_harmless, why_not_finite
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
@@ -307,4 +313,6 @@ def _read(
     else:
         arguments["device_map"] = {"": devices[0]}
     model = auto.from_pretrained(source, **arguments)
+    if loading.quantization != "none":
+        settle_quantised(model)
     return model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ Reads the headers of safetensors files; loads no weight.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,3 +112,15 @@ def _stays(share: float, quantization: str, names: Sequence[str]) -> str:
         f"{100 * share:.0f} % of the weights are experts fused into single parameters (such as {names[0]}), which "
         f"bitsandbytes cannot quantise: they keep their data type, and {quantization} saves little memory"
     )
+
+
+def settle_quantised(model: nn.Module) -> None:
+    """Keep bitsandbytes' weights readable and its log silent; call before the model first runs.
+
+    On a CPU with AVX-512 a 4-bit layer repacks its weight at its first pass, into a layout that the dequantisation does
+    not know: what an edit reads would be noise (relative error 1.4). And 8-bit layers log a line for every product.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
