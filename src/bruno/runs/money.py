@@ -5,17 +5,14 @@ Arithmetic only: rows of `records` and prices in, figures out. What is not known
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bruno.runs.constants import constants
 
 if TYPE_CHECKING:
     from bruno.records import InstanceRecord
-
-_CONSTANTS = Path(__file__).with_name("durations.toml")
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,7 @@ def estimate(
     dph_total: float | None,
     download_mbps: float | None,
     hours: float = 0.0,
+    gpu: str = "",
 ) -> Estimate:
     """Time and price of a whole run, from setup to the model at home.
 
@@ -91,25 +89,28 @@ def estimate(
         weights_gb: size of the weight files, 10^9 bytes.
         trials: trials of the search. dph_total: $/h with disk. download_mbps: the offer's line, megabits per second.
         hours: a measured duration of a default run, when the alias names one; it then decides.
+        gpu: settings' name of the GPU; a timing of other GPUs does not stand for it. "" asks for none.
 
     Returns:
         `hours` None when nothing was ever measured for such a model: no figure is better than an invented one.
     """
     if hours > 0:
         return _priced(hours, (f"{hours:g} h, as the settings say for {model}",), "[models] hours", dph_total)
-    constants = _constants()
-    known = constants["class"].get(size_class or _class_of(weights_gb, constants))
+    figures = constants()
+    known = figures.timed(size_class, weights_gb)
     if known is None:
         return Estimate(None, None, (), f"no run of class {size_class or 'unknown'} was timed yet")
-    setup, home = constants["setup"]["minutes"] / 60, constants["home"]["mbps"]
+    if gpu and gpu.casefold() not in known.gpus:
+        return Estimate(None, None, (), f"unknown on a {gpu.upper()}: class {known.size_class} was not timed on one yet")
+    setup, home = figures.setup_minutes.value / 60, figures.home_mbps.value
     parts = [(setup, f"{setup * 60:.0f} min to install and load")]
     if model != "demo":
-        line = min(download_mbps or home, constants["hub"]["mbps"])
+        line = min(download_mbps or home, figures.hub_mbps.value)
         parts.append(_copied(weights_gb, line, "from the hub"))
         parts.append(_copied(weights_gb, home, "home"))
-    search = trials * known["seconds_per_trial"] / 3600
-    parts.append((search, f"{trials} trials x {known['seconds_per_trial']:g} s = {search:.2f} h"))
-    return _priced(sum(part for part, _ in parts), tuple(line for _, line in parts), known["basis"], dph_total)
+    search = trials * known.seconds / 3600
+    parts.append((search, f"{trials} trials x {known.seconds:g} s = {search:.2f} h"))
+    return _priced(sum(part for part, _ in parts), tuple(line for _, line in parts), known.source, dph_total)
 
 
 def _copied(weights_gb: float, mbps: float, where: str) -> tuple[float, str]:
@@ -122,14 +123,3 @@ def _priced(hours: float, lines: tuple[str, ...], basis: str, dph: float | None)
     if dph is not None:
         lines = (*lines, f"{hours:.2f} h x ${dph:.3f}/h = ${total:.2f}")
     return Estimate(hours, total, lines, basis)
-
-
-def _class_of(weights_gb: float, constants: dict[str, Any]) -> str:
-    """The smallest class whose weights are at least as large; "" above all of them."""
-    sizes = sorted((entry["weights_gb"], name) for name, entry in constants["class"].items())
-    return next((name for size, name in sizes if weights_gb <= size), "")
-
-
-@cache
-def _constants() -> dict[str, Any]:
-    return tomllib.loads(_CONSTANTS.read_text(encoding="utf-8"))
