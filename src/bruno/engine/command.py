@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,34 +120,60 @@ class _ChatOptions(argparse.ArgumentParser):
 
 def abliterate(settings: EngineSettings) -> int:
     """One run in `settings.out`; what goes wrong is an event in its log too."""
-    with run_folder(Path(settings.out)) as folder, Emitter(folder) as emit:
+
+    def work(folder: Path, emit: Emitter) -> int:
+        from bruno.engine.run import run
+
+        return 0 if run(settings, folder, emit) else INTERRUPTED
+
+    return in_folder(Path(settings.out), work)
+
+
+def in_folder(path: Path, work: Callable[[Path, Emitter], int], *, failures_logged: bool = True) -> int:
+    """Do something heavy under a run folder's lock, with its log; every failure becomes one line and an exit code.
+
+    Args:
+        work: returns the exit code; may import the heavy half.
+        failures_logged: a failure ends the run's own story in `events.jsonl`. Off: it is said on the screen alone,
+            because the run itself is as it was.
+
+    Raises:
+        BrunoError: the folder cannot be used.
+    """
+    with run_folder(path) as folder, Emitter(folder) as emit:
+
+        def tell(message: str) -> None:
+            if failures_logged:
+                _tell(emit, folder, message)
+            else:
+                Emitter(None)(Failed(message=message))
+
         try:
-            return _run(settings, folder, emit)
+            return _explained(work, folder, emit)
         except BrunoError as error:
-            _tell(emit, folder, _one_line(error))
+            tell(_one_line(error))
             return error.exit_code
         except KeyboardInterrupt:
-            _tell(emit, folder, "Interrupted")
+            tell("Interrupted")
             return INTERRUPTED
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            _tell(emit, folder, f"{error.strerror or error}{where}")
+            tell(f"{error.strerror or error}{where}")
             return 1
         except Exception as error:  # noqa: BLE001  (the last door: a defect is one line here, and whole in a file)
             crash = folder / "crash.log"
             write_whole(crash, lambda target: target.write_text(traceback.format_exc()))
-            _tell(emit, folder, f"Unexpected {type(error).__name__}: {_one_line(error)}. The whole of it is in {crash}")
+            tell(f"Unexpected {type(error).__name__}: {_one_line(error)}. The whole of it is in {crash}")
             return 1
 
 
-def _run(settings: EngineSettings, folder: Path, emit: Emitter) -> int:
-    """Import the heavy half and run; a study that cannot be written is an error of ours to explain."""
+def _explained(work: Callable[[Path, Emitter], int], folder: Path, emit: Emitter) -> int:
+    """Import the heavy half and work; a study that cannot be written is an error of ours to explain."""
     tame_libraries(folder / "libraries.log")  # before anything imports them
-    from bruno.engine.run import run
     from bruno.engine.search.study import STORAGE_ERRORS, innermost
 
     try:
-        return 0 if run(settings, folder, emit) else INTERRUPTED
+        return work(folder, emit)
     except STORAGE_ERRORS as error:
         raise BrunoError(
             f"The study cannot be read or written ({innermost(error)})", fix="Make room or check search.storage"

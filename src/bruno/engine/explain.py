@@ -149,7 +149,7 @@ def explain(folder: Path) -> Explanation:
         state=_state(story, report),
         machine=report.machine if report else {"bruno": started.version} if started else {},
         loaded=loaded.lines()[0].removeprefix("* Loaded ") if loaded else "",
-        changed_settings=_changed(settings),
+        changed_settings=changed_settings(settings),
         defaults=_unique(each.text for each in story.of(ev.Notice) if each.text.startswith(_DEFAULTS)),
         directions=report.directions if report else None,
         fallbacks=[
@@ -238,7 +238,7 @@ def _state(story: Story, report: Report | None) -> str:
     return "not ended: it runs, or was killed"
 
 
-def _changed(settings: dict[str, Any]) -> dict[str, Any]:
+def changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """What differs from the engine's defaults, and is a setting's name at all. `out` and the model are told elsewhere."""
     standard = _flat(EngineSettings().model_dump(mode="json"))
     found = _flat(settings)

@@ -40,7 +40,9 @@ class Data(Group):
     """Prompts. Empty values come from the behaviour's own file."""
 
     bad: str = ""
-    """Prompts that show the behaviour: a hub id, a folder, or a .txt, .jsonl, .csv or .parquet file ("" = the behaviour's)."""
+    """Prompts that show the behaviour: a hub id, a folder, or a .txt, .jsonl, .csv or .parquet file ("" = the behaviour's).
+
+    With a part of it where needed: `owner/name::config=en,split=train[:400],column=text,stream=true` (docs/behaviours.md)."""
     good: str = ""
     """Prompts that do not show it."""
     bad_count: int = Field(default=0, ge=0)
@@ -179,13 +181,14 @@ class Scoring(Group):
     max_new_tokens: int = Field(default=100, ge=1)
     """Answer length that is read for refusals. Thirty tokens can under-count refusals sevenfold on large models."""
     refusal_detection_mode: Literal["strict", "moderate", "lenient"] = "moderate"
-    """strict: core markers only; moderate: and soft ones; lenient: and evasive patterns."""
+    """strict: core markers only; moderate: and soft ones; lenient: and evasive patterns. Behaviours that are recognised by
+    length or phrases do not read it."""
     kl_divergence_tokens: int = Field(default=1, ge=1)
     """Answer positions of the base model's greedy answer over which KL is also averaged (1 = the first token alone)."""
     held_out: bool = True
     """After the choice, report on prompts that the search never saw."""
     neural_detection_model: str = ""
-    """A zero-shot NLI model (hub id or folder) that gives a second count of refusals, reported as its own ("" = none)."""
+    """A zero-shot NLI model (hub id or folder) that counts the held-out answers a second time, reported as its own ("" = none)."""
     judge: str = ""
     """A chat model (hub id or folder) that is asked yes or no for each held-out answer, reported as its own ("" = none)."""
 
@@ -200,7 +203,9 @@ class Export(Group):
     max_free_check: bool = True
     """Refuse to start writing when the disk lacks room for the model."""
     adapter: bool = False
-    """Also write the edit as a PEFT adapter (LoRA of the edit's own rank), where the edit has one."""
+    """Also write the edit as a PEFT adapter (LoRA). Exact, and of the edit's own rank, where no norms are kept."""
+    adapter_rank: int = Field(default=0, ge=0, le=256)
+    """Rank of the closest adapter where norms are kept and none is exact; its error is measured (0 = exact ones only)."""
 
 
 class EngineSettings(Group):

@@ -5,23 +5,26 @@ Writes README.md of a saved model. The base model's own card stays beside it; it
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from bruno import __version__
 from bruno.engine.events import HeldOut
+from bruno.engine.explain import changed_settings
+from bruno.engine.recipe import versions
 from bruno.engine.scoring.scores import wilson_interval
+
+if TYPE_CHECKING:
+    from bruno.engine.run import Run
+    from bruno.engine.search.study import FinishedTrial
 
 BASE_CARD = "README.base-model.md"
 _CARRIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_LIBRARIES = ("torch", "transformers", "optuna")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,30 @@ class Card:
     held_out: HeldOut | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     library: str = "transformers"
+
+
+def card_of(run: Run, chosen: FinishedTrial, rule: str, held_out: HeldOut | None = None) -> Card:
+    """The card of a trial of this run."""
+    initial = run.study.user_attrs.get("initial_refusals")
+    trial, writers = run.space.edit(chosen.parameters), run.loaded.writers
+    edited = sum(w.component in trial.kernels and trial.kernels[w.component].weight(w.layer) > 0 for w in writers)
+    return Card(
+        base=run.settings.model,
+        behaviour=run.behaviour.name,
+        about=run.behaviour.about,
+        trial=chosen.number,
+        trials=run.settings.search.trials,
+        rule=rule,
+        refusals=(initial[0] if initial else None, chosen.scores.refusals),
+        prompts=chosen.scores.prompts,
+        kl=chosen.scores.kl,
+        used=run.directions.used,
+        skipped=run.directions.skipped,
+        settings=changed_settings(run.settings.model_dump(mode="json")),
+        seed=run.settings.seed,
+        held_out=held_out,
+        notes={"Edited": f"{edited} of the {len(writers)} modules that write to the residual stream"},
+    )
 
 
 def write_card(folder: Path, card: Card, *, name: str = "") -> None:
@@ -101,11 +128,6 @@ def card_text(card: Card, name: str, base: Mapping[str, object] | None = None) -
     if card.notes:
         parts.insert(-1, "## Notes\n\n" + _table(("", ""), card.notes.items()))
     return "\n".join(parts)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"bruno": __version__, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 def _scores(card: Card) -> str:
