@@ -106,6 +106,14 @@ VISION: dict[str, dict] = {
     },
     "qwen2_vl": {"text_config": {**COMMON, **GROUPED, **SECTIONS}, "vision_config": QWEN_TOWER},
     "qwen2_5_vl": {"text_config": {**COMMON, **GROUPED, **SECTIONS}, "vision_config": QWEN_TOWER},
+    "qwen3_5": {
+        "text_config": {**COMMON, **CONFIGS["qwen3_5_text"]},
+        "vision_config": {**QWEN_TOWER, "num_position_embeddings": 16},
+    },
+    "qwen3_5_moe": {
+        "text_config": {**COMMON, **CONFIGS["qwen3_5_moe_text"]},
+        "vision_config": {**QWEN_TOWER, "num_position_embeddings": 16},
+    },
 }
 """Models with a tower around a decoder of the table; only their text part is run."""
 
