@@ -82,8 +82,15 @@ def repositories() -> dict[str, dict[str, bytes]]:
         columns[f"train-{shard}.parquet"] = buffer.getvalue()
     lines["en/test-0.jsonl"] = b"".join(json.dumps({"id": n, "text": f"test {n}"}).encode() + b"\n" for n in range(30))
     lines["fr/train-0.jsonl"] = b'{"text": "un"}\n{"text": "deux"}\n'
+    script = {"README.md": b"# script", "script.py": b"raise SystemExit('ran')", "train.jsonl": b'{"text": "x"}\n'}
     gated = {"README.md": b"# gated", "train.jsonl": b'{"text": "secret"}\n'}
-    return {"owner/lines": lines, "owner/packed": packed, "owner/columns": columns, "owner/gated": gated}
+    return {
+        "owner/lines": lines,
+        "owner/packed": packed,
+        "owner/columns": columns,
+        "owner/gated": gated,
+        "owner/script": script,
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):

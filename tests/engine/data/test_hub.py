@@ -53,6 +53,7 @@ def test_without_streaming_a_slice_is_the_same_rows(hub):
         ("owner/gated::split=train[:3],stream=true", "owner/gated is gated", True),
         ("owner/none", "There is no data set owner/none on the hub, or it is private", True),
         ("owner/none::split=train[:3],stream=true", "There is no data set owner/none on the hub", True),
+        ("owner/script", "script", True),
         ("owner/lines::config=xx", "config", True),
         ("owner/lines", "onfig", True),
         ("owner/lines::config=en,split=nosplit", "nosplit", False),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bruno.engine.data.behaviours import load_behaviour
-from bruno.engine.data.check import sources_of
+from bruno.engine.data.check import check_sources, sources_of
 from bruno.engine.data.source import Source
 from bruno.errors import InputError
 from bruno.settings.engine import EngineSettings, Protection
@@ -123,3 +123,18 @@ def test_the_sources_of_a_run_follow_its_settings():
     assert helped[6:] == [str(Source.parse(text)) for text in (defaults.helpful, defaults.plain)]
     both = named(protection={"orthogonalize_directions": True, "sacred_directions": True})
     assert both[8:] == [str(Source.parse(defaults.sacred))]
+
+
+def test_every_problem_of_a_run_is_a_line(tmp_path):
+    (tmp_path / "model.bin").touch()
+    run = EngineSettings.model_validate(
+        {"model": "demo", "data": {"bad": "nowhere.txt", "good": str(tmp_path / "model.bin")}}
+    )
+    behaviour = load_behaviour(run)
+    first, second = check_sources(run, behaviour)
+    assert first.startswith("There is no prompt file nowhere.txt") and second.startswith("Prompts cannot be read from")
+    assert check_sources(EngineSettings(model="demo"), behaviour) == []
+    run = EngineSettings.model_validate({"model": "demo", "data": {"bad": "x::y", "good": str(tmp_path)}})
+    assert "'y' is not key=value" in check_sources(run, behaviour)[0]
+    run = EngineSettings.model_validate({"model": "demo", "data": {"good": str(tmp_path)}})
+    assert check_sources(run, behaviour)[0].startswith(f"The folder {tmp_path} holds no data set")

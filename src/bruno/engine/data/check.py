@@ -24,8 +24,12 @@ def check_sources(settings: EngineSettings, behaviour: Behaviour) -> list[str]:
 
     A hub that cannot be reached is a problem too: then nothing is known about its data sets.
     """
+    try:
+        sources = sources_of(settings, behaviour)
+    except InputError as error:
+        return [str(error)]
     problems: list[str] = []
-    for source in sources_of(settings, behaviour):
+    for source in sources:
         try:
             check_source(source)
         except InputError as error:
@@ -89,18 +93,30 @@ def _check_hub(source: Source, api: HfApi) -> None:
     except HUB_ERRORS as error:
         raise unreadable(source, error) from error
     _check_configuration(source, info)
+    _check_script(source, info)
     check_size(source, info)
 
 
 def _check_configuration(source: Source, info: DatasetInfo) -> None:
     """Whether the configuration is one of those that the data set's card lists, where it lists any."""
-    configs: Iterable[object] = (info.card_data or {}).get("configs") or ()
-    names = [str(entry["config_name"]) for entry in configs if isinstance(entry, dict) and "config_name" in entry]
-    if source.config and names and source.config not in names:
+    listed: Iterable[object] = (info.card_data or {}).get("configs") or ()
+    configs = {str(each["config_name"]): each for each in listed if isinstance(each, dict) and "config_name" in each}
+    if source.config and configs and source.config not in configs:
         raise InputError(
-            f"The data set {source.source} has no configuration {source.config}", fix=f"It has {', '.join(names)}"
+            f"The data set {source.source} has no configuration {source.config}", fix=f"It has {', '.join(configs)}"
         )
-    if not source.config and len(names) > 1 and "default" not in names:
+    chosen = "default" in configs or any(each.get("default") for each in configs.values())
+    if not source.config and len(configs) > 1 and not chosen:
         raise InputError(
-            f"The data set {source.source} has several configurations", fix=f"Add config=: {', '.join(names)}"
+            f"The data set {source.source} has several configurations", fix=f"Add config=: {', '.join(configs)}"
+        )
+
+
+def _check_script(source: Source, info: DatasetInfo) -> None:
+    """Data sets that are a program are not read: `datasets` runs none since version 4."""
+    script = f"{source.source.rpartition('/')[2]}.py"
+    if any(file.rfilename == script for file in info.siblings or ()):
+        raise InputError(
+            f"The data set {source.source} is a program ({script}), which is never run",
+            fix="Name a copy of it in plain files",
         )
