@@ -12,12 +12,17 @@ from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import EncodedPrompts, encode
 from bruno.errors import BrunoError
 from bruno.settings.engine import EngineSettings
-from tests.engine.models import CONFIGS, loaded_model
+from tests.engine.models import CONFIGS, VISION, loaded_model
 
 PROMPTS = [f"question {i} " + "again " * (i % 5) for i in range(12)]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+def change(residuals: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest change of a vector, as a share of its length (of 1, where it is shorter)."""
+    return float(((residuals - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1)).max())
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, *VISION])
 def test_captures_equal_the_models_own_hidden_states(kind: str) -> None:
     loaded = loaded_model(kind)
     prompts = encode(loaded.tokenizer, PROMPTS[:3])
@@ -27,11 +32,12 @@ def test_captures_equal_the_models_own_hidden_states(kind: str) -> None:
             states = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         # the last of the library's states is behind the final norm
         expected = torch.stack([state[0, -1] for state in states[:-1]])
-        assert (captured[row, : loaded.layers] - expected).abs().max() < 1e-5
+        assert change(captured[row, : loaded.layers], expected) < 1e-5
 
 
-@pytest.mark.parametrize("rows", [1, 5, 12])
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("kind", "rows"), [*((kind, 5) for kind in (*CONFIGS, *VISION)), ("llama", 1), ("qwen3_next", 1), ("gpt_oss", 12)]
+)
 def test_batch_size_order_and_padding_change_nothing(kind: str, rows: int) -> None:
     loaded = loaded_model(kind)
     loaded.tokenizer.padding_side = "right"
@@ -39,7 +45,9 @@ def test_batch_size_order_and_padding_change_nothing(kind: str, rows: int) -> No
     reversed_prompts = EncodedPrompts(prompts.ids[::-1], pad_id=7)
     reference = capture(loaded, prompts, emit=lambda _: None, rows=12)
     other = capture(loaded, reversed_prompts, emit=lambda _: None, rows=rows).flip(0)
-    assert (reference - other).abs().max() < 1e-5
+    assert change(other, reference) < 1e-5
+    if kind not in ("llama", "gemma2", "gpt_neox"):  # random hybrids have blocks where the classes hardly differ
+        return
     halves = [find_directions(Samples(c[::2], c[1::2]), EngineSettings()).vectors for c in (reference, other)]
     assert (halves[0] - halves[1]).abs().max() < 1e-5
 
