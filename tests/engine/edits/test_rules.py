@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from bruno.engine.edits.algebra import NormMode, stack_experts, with_added, writer_edit
 from bruno.engine.edits.bake import bake_weight
@@ -21,7 +24,7 @@ from bruno.engine.edits.build import (
     profile_factor,
 )
 from bruno.engine.edits.session import EditSession
-from bruno.engine.model.architectures import ATTENTION, MLP, find_mixtures
+from bruno.engine.model.architectures import ATTENTION, MLP, Mixture, Writer, find_mixtures
 from bruno.errors import BrunoError, InputError
 from tests.engine.edits.test_build import MODES, planted, random_directions, shapes, signed, with_compliance
 from tests.engine.models import loaded_model
@@ -42,7 +45,7 @@ def direct(weight: torch.Tensor, basis: torch.Tensor, w: torch.Tensor, mode: Nor
     return edited * (weight.norm() / edited.norm()) if mode == "frobenius" else edited
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(shape=shapes, strengths=signed, mode=st.sampled_from(MODES), chosen=st.integers(1, 2**20))
 def test_an_edit_of_some_columns_is_its_definition_in_every_norm_mode(shape, strengths, mode, chosen) -> None:
     weight, basis, w = planted(shape, strengths)
@@ -211,6 +214,64 @@ def test_a_trial_that_only_blinds_routers_begins_at_their_block() -> None:
     assert not batch.edits
     assert list(batch.routers) == [2]
     assert batch.first_layer == (2,)
+
+
+@torch.inference_mode()
+@settings(deadline=None, max_examples=40)
+@given(
+    experts=st.integers(2, 5),
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    tokens=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+    mode=st.sampled_from(MODES),
+    chosen=st.integers(1, 31),
+    mixed=st.booleans(),
+)
+def test_fused_experts_of_any_shape_under_hooks_equal_baked_ones(experts, shape, tokens, seed, mode, chosen, mixed):
+    hidden, inner = 4 * shape[0], 4 * shape[1]  # the grouped product wants rows of whole 16 bytes
+    config = MixtralConfig(hidden_size=hidden, intermediate_size=inner, num_local_experts=experts)
+    config._experts_implementation = "grouped_mm"
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) / size[-1] ** 0.5
+
+    module = MixtralExperts(config).requires_grad_(False)
+    module.gate_up_proj.copy_(random(experts, 2 * inner, hidden))
+    module.down_proj.copy_(random(experts, hidden, inner))
+    mixture = Mixture(0, module, nn.Linear(hidden, experts), "router", experts, fused=True)
+    writer = Writer(0, MLP, module, "experts", mixture=mixture)
+    basis, w = orthonormal(random(2, 1, hidden)), torch.tensor([[1.1], [-0.5]])
+    edits = [
+        writer_edit(writer.weight(n), basis, w, mode) if chosen >> n & 1 or n == 0 else None for n in range(experts)
+    ]
+    edit = stack_experts(edits, inner)
+    x, routed = random(2 * tokens, hidden), torch.rand(2 * tokens, experts, generator=generator).topk(2)
+    with EditSession([writer], 2) as session:
+        session.write(EditBatch(2, {0: edit}, (0, 0)))
+        session.rows(torch.tensor([1, 0] if mixed else [1, 1]))
+        hooked = module(x, routed.indices, routed.values)
+    original = module.down_proj.clone()
+    for row, trial in enumerate((1, 0) if mixed else (1, 1)):
+        for number in range(experts):
+            module.down_proj[number] = bake_weight(original[number], edit.of_expert(number), trial)
+        own = slice(row * tokens, (row + 1) * tokens)
+        baked = module(x[own], routed.indices[own], routed.values[own])
+        assert (hooked[own] - baked).abs().max() < 1e-5 * baked.abs().max().clamp_min(1.0)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_every_expert_loses_the_direction_and_keeps_its_column_norms(kind: str) -> None:
+    loaded = loaded_model(kind)
+    directions = random_directions(loaded.layers, loaded.hidden_size)
+    batch = build_edits([EVERYWHERE], directions, loaded.writers)
+    for index, writer in enumerate(loaded.writers):
+        direction = directions.vectors[writer.layer + 1, 0]
+        for number in range(writer.experts):
+            before = writer.weight(number)
+            after = bake_weight(before, batch.edits[index].of_expert(number))
+            assert (direction @ after).norm() < 1e-6 * (direction @ before).norm()
+            assert torch.allclose(after.norm(dim=0), before.norm(dim=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)

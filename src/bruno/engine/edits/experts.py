@@ -125,7 +125,7 @@ def _edited(site: ExpertsSite, hidden: torch.Tensor, chosen: torch.Tensor, share
 def _linear(module: nn.Module, name: str, x: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
     weight, bias = getattr(module, name), getattr(module, f"{name}_bias", None)
     bias = None if bias is None else bias[pairs.experts]
-    return _grouped_linear(x, weight, pairs.ends, bias=bias, is_transposed=attrgetter("is_transposed")(module))
+    return _grouped_linear(x, weight, offs=pairs.ends, bias=bias, is_transposed=attrgetter("is_transposed")(module))
 
 
 class SplitByTrial:
