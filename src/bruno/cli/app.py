@@ -261,6 +261,42 @@ def explain(
     return tell(folder, plot=plot, as_json=as_json)
 
 
+TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model repository's own Python code run.")]
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run's folder on this machine (its --out).")],
+    *,
+    trial: Annotated[
+        list[int] | None, typer.Option("--trial", help="A trial's number. Say it as often as you like.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Folder name of the saved model.")] = "",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Also write a PEFT adapter.")] = False,
+    trust_remote_code: TrustCode = False,
+) -> int:
+    """Save trials of a run by number, from one loading of the model."""
+    from bruno.cli.export import export as save
+
+    return save(folder, trial or (), name=name, adapter=adapter, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def reproduce(
+    file: Annotated[Path, typer.Argument(help="A reproduce.toml, or a saved model's folder.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="An empty folder to work in.")] = Path("reproduced"),
+    search: Annotated[bool, typer.Option("--search", help="Repeat the whole search too.")] = False,
+    model: Annotated[str, typer.Option("--model", help="Where the base model lies here.")] = "",
+    behaviour: Annotated[str, typer.Option("--behaviour", help="Where the behaviour's file lies here.")] = "",
+    trust_remote_code: TrustCode = False,
+) -> int:
+    """Make a saved model again and compare. Exit code 0 only when it is the same."""
+    from bruno.cli.reproduce import reproduce as make
+
+    return make(file, out=out, search=search, model=model, behaviour=behaviour, trust_remote_code=trust_remote_code)
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     add_help_option=False,
@@ -277,10 +313,11 @@ def abliterate(ctx: typer.Context) -> int:
 
 
 def _add_groups() -> None:
-    from bruno.cli import audit, config, guard, sandbox
+    from bruno.cli import audit, concern, config, guard, sandbox
 
     app.add_typer(config.app, name="config", help="The settings in force.")
     app.add_typer(sandbox.app, name="sandbox", help="The emulated provider.")
+    app.add_typer(concern.app, name="concern", help="What you reported, what is on hold, and lifting it.")
     app.add_typer(audit.app, name="audit", help="The record of acts.")
     if guard.available():
         app.add_typer(guard.app, name="guard", help="What the guard says to a command.")

@@ -20,7 +20,7 @@ def abliterate(arguments: Sequence[str]) -> int:
 
     load(arguments)
     need_engine()
-    return _command("abliterate", *arguments)
+    return engine_command("abliterate", *arguments)
 
 
 def settings_help() -> str:
@@ -50,7 +50,7 @@ def _default(value: object) -> str:
 def chat(model: str, beside: str | None = None) -> int:
     """`bruno chat MODEL [--beside OTHER]`: talk to a local model in this terminal."""
     need_engine()
-    return _command("chat", model, *(("--beside", beside) if beside else ()))
+    return engine_command("chat", model, *(("--beside", beside) if beside else ()))
 
 
 def need_engine() -> None:
@@ -62,7 +62,8 @@ def need_engine() -> None:
         )
 
 
-def _command(*arguments: str) -> int:
+def engine_command(*arguments: str) -> int:
+    """The engine's own command line, in this process; its exit code."""
     from bruno.engine.command import main
 
     return main(list(arguments))

@@ -15,7 +15,7 @@ from bruno.errors import InputError
 COMMANDS = frozenset(
     {
         *("do", "plan", "progress", "runs", "instances", "offers", "stop", "destroy", "fetch", "resume", "costs"),
-        *("chat", "abliterate", "explain", "config", "sandbox", "guard", "audit"),
+        *("chat", "abliterate", "explain", "export", "reproduce", "config", "sandbox", "guard", "audit", "concern"),
     }
 )
 _FLAGS = {"--sandbox", "--readonly", "--version", "--help", "-h"}
