@@ -139,6 +139,32 @@ class ReportTrouble(_Intent):
     target: str | None = Field(default=None, max_length=256)
 
 
+class ResolveConcern(_Intent):
+    """The person says what it was that they reported ("resolved: ..."): the concern is closed and its hold lifted."""
+
+    kind: Literal["resolve_concern"] = "resolve_concern"
+    words: str = Field(min_length=1, max_length=2000)
+    number: int | None = Field(default=None, ge=1)
+    """As listed by `show_concerns`; None: the only one there is."""
+
+
+class ShowConcerns(_Intent):
+    """What was reported and is not resolved, and what is on hold because of it."""
+
+    kind: Literal["show_concerns"] = "show_concerns"
+
+
+class RunCommand(_Intent):
+    """Run one shell line on a rented instance. Exactly the line that was said: nothing is added, quoted or left out."""
+
+    kind: Literal["run_command"] = "run_command"
+    command: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*\S[^\x00]*\Z")
+    target: str | None = Field(default=None, max_length=256)
+    """Instance id, label or run name; None means the one running instance of bruno's there is."""
+    seconds: float | None = Field(default=None, gt=0, le=86_400)
+    """It is ended after so long; None takes `guard.command_seconds`."""
+
+
 class ShowHelp(_Intent):
     kind: Literal["show_help"] = "show_help"
 
@@ -161,10 +187,17 @@ Intent = Annotated[
     | LiftConstraint
     | ShowConstraints
     | ReportTrouble
+    | ResolveConcern
+    | ShowConcerns
+    | RunCommand
     | ShowHelp,
     Field(discriminator="kind"),
 ]
 intent_adapter: TypeAdapter[Intent] = TypeAdapter(Intent)
+
+PERSON_ONLY = frozenset({"lift_constraint", "resolve_concern", "resume_run"})
+"""What takes a guard down, or starts a program again, without a card to confirm: only the person's own words say it. A language
+model may not propose it, alone or as a reading of a question."""
 
 
 class Option(_Intent):

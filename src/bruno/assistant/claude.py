@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bruno.errors import Unreachable
-from bruno.intents import Clarification, Intent, NotUnderstood, Option, Understanding, intent_adapter
+from bruno.intents import PERSON_ONLY, Clarification, Intent, NotUnderstood, Option, Understanding, intent_adapter
 from bruno.settings.console import Assistant
 from bruno.settings.secrets import redact
 
@@ -90,9 +90,10 @@ def understand(words: str, settings: Assistant, key: str, *, names: Mapping[str,
 
 
 def tools() -> list[dict[str, Any]]:
-    """The tools as the API takes them: one per intent, `ask_person`, `not_understood`. In a fixed order, for its cache."""
-    union = get_args(get_args(Intent)[0])
-    listed = [_tool(model.model_fields["kind"].default, model) for model in union]
+    """The tools as the API takes them: one per intent that may be proposed, `ask_person`, `not_understood`. In a fixed order,
+    for its cache."""
+    union = {model.model_fields["kind"].default: model for model in get_args(get_args(Intent)[0])}
+    listed = [_tool(kind, model) for kind, model in union.items() if kind not in PERSON_ONLY]
     return [*listed, _tool("ask_person", _AskPerson), _tool("not_understood", _NotUnderstood)]
 
 
@@ -146,6 +147,8 @@ def _read(name: str, given: object, words: str) -> Understanding | str:
             return NotUnderstood(words=words)
         if name == "ask_person":
             asked = _AskPerson.model_validate_json(json.dumps(given))
+            if any(each.intent.kind in PERSON_ONLY for each in asked.readings):
+                return "a reading is something that only the operator may say"
             options = tuple(
                 Option(letter=letter, text=each.text, consequence=each.consequence, intent=each.intent)  # type: ignore[arg-type]
                 for letter, each in zip("ABCD", asked.readings, strict=False)
@@ -153,6 +156,8 @@ def _read(name: str, given: object, words: str) -> Understanding | str:
             return Clarification(question=asked.question, options=options)
         if not isinstance(given, dict) or "kind" in given:
             return "the input must be an object without `kind`"
+        if name in PERSON_ONLY:
+            return "only the operator may say that"
         return intent_adapter.validate_json(json.dumps({"kind": name, **given}))
     except ValidationError as error:
         first = error.errors()[0]

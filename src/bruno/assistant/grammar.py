@@ -18,9 +18,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bruno.intents import Intent, SetConstraint, intent_adapter
+from bruno.assistant.shell_lines import instance_line, run_sentence
+from bruno.intents import Intent, ReportTrouble, ResolveConcern, SetConstraint, intent_adapter
 
 _LONGEST = 600
+_LONGEST_REPORT = 2000
 _PLACES = 6
 _RULES = ("no_stop", "no_destroy", "no_new_instances", "gpu_only", "max_dph", "max_total")
 _FIGURE = re.compile(r"\$?(\d{1,9}(?:\.\d{1,4})?)\$?")
@@ -28,6 +30,9 @@ _WITH_UNIT = re.compile(r"(\$?\d+(?:\.\d+)?)(\$?/h(?:our|r)?|gb|g|x|\$)", re.IGN
 _PER_HOUR = re.compile(r"\$?/h(?:our|r)?", re.IGNORECASE)
 _WORD = re.compile(r"[a-z][a-z']*|\?")
 _LITERAL = re.compile(r"\{[^}]*\}|<[^>]*>")
+_SPOKEN = re.compile(
+    r"\s*(resolved|concern|report|trouble)\b\s*(?:number\s+)?#?(\d{1,9})?\s*[:,]\s*(\S.*)", re.IGNORECASE | re.DOTALL
+)
 _NUMBERS = frozenset({"disk_gb", "max_dph", "count", "trials", "number"})
 
 
@@ -38,6 +43,20 @@ class _Sentence:
     text: str
     names: tuple[str, ...]
     figures: tuple[str, ...]
+
+
+def spoken(words: str) -> ResolveConcern | ReportTrouble | None:
+    """`resolved: ...`, `resolved 2: ...` and `concern: ...`: what follows the colon is the person's own words, kept as they are.
+
+    Read before anything else, since such words ("resolved: I killed it myself") must not be taken for an order.
+    """
+    found = _SPOKEN.fullmatch(words)
+    if found is None or len(found[3]) > _LONGEST_REPORT:
+        return None
+    text = found[3].strip()
+    if found[1].casefold() == "resolved":
+        return ResolveConcern(words=text, number=int(found[2]) or None) if found[2] else ResolveConcern(words=text)
+    return None if found[2] else ReportTrouble(words=text)
 
 
 class Grammar:
@@ -56,6 +75,9 @@ class Grammar:
 
         if not words.strip() or len(words) > _LONGEST:
             return None
+        shell = instance_line(words) or run_sentence(words, self._gpu_words)
+        if shell is not None:
+            return shell
         sentence = self._take_names_out(words)
         if sentence is None:
             return None
@@ -81,7 +103,8 @@ class Grammar:
     def _intents(self) -> Any:
         from hassil.intents import Intents
 
-        entries = {entry["kind"]: {"data": [{"sentences": entry["sentences"]}]} for entry in self._table["intent"]}
+        spoken_of = [entry for entry in self._table["intent"] if entry["sentences"]]
+        entries = {entry["kind"]: {"data": [{"sentences": entry["sentences"]}]} for entry in spoken_of}
         return Intents.from_dict({"language": "en", "intents": entries, "expansion_rules": self._table["rules"]})
 
     @cached_property

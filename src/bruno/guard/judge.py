@@ -10,15 +10,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, StartInstance
 from bruno.guard.budget import judge_costs
 from bruno.guard.decision import Decision, RuleHit, Verdict
+from bruno.guard.holds import Hold, judge_holds
 from bruno.guard.instructions import judge_instructions
 from bruno.guard.plan import Plan
 from bruno.guard.rules import Rules, shipped
 from bruno.guard.targets import judge_targets
 from bruno.intents import SetConstraint
+
+if TYPE_CHECKING:
+    from bruno.guard.command_rules import CommandRules
 
 _TYPABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
@@ -33,8 +38,14 @@ class Context:
     """How many instances run or are about to, by the provider's own list."""
     constraints: tuple[SetConstraint, ...] = ()
     """The person's standing instructions."""
+    holds: tuple[Hold, ...] = ()
+    """Concerns that were raised twice and are not resolved."""
     credit: float | None = None
     """US dollars left on the account."""
+    commands: CommandRules | None = None
+    """Rules for raw shell lines; None: the shipped ones."""
+    git_remote: str = ""
+    """The one remote that `git push` may go to; "" leaves every push to the rules."""
 
 
 def judge(plan: Plan, context: Context) -> Decision:
@@ -65,7 +76,9 @@ def _hits(plan: Plan, context: Context) -> Iterator[RuleHit]:
     yield from _shape(plan, context)
     yield from judge_costs(plan, context.rules, context.live_instances, context.credit)
     yield from judge_targets(plan)
+    yield from _commands(plan, context)
     yield from judge_instructions(plan, context.constraints)
+    yield from judge_holds(plan, context.holds)
     for step in plan.steps:
         action = step.action
         if action.risk > Risk.READ:
@@ -73,6 +86,13 @@ def _hits(plan: Plan, context: Context) -> Iterator[RuleHit]:
             undo = f"to undo: {action.inverse}" if action.inverse else "this cannot be undone"
             reason = f"{action.describe()}; {reach + '; ' if reach else ''}{undo}"
             yield RuleHit(rule=f"{action.risk.name.lower()}-needs-yes", verdict=Verdict.CONFIRM, reason=reason)
+
+
+def _commands(plan: Plan, context: Context) -> Iterator[RuleHit]:
+    if any(step.action.kind in ("run_command", "run_local") for step in plan.steps):
+        from bruno.guard.command_acts import judge_commands  # the parser is loaded when there is something to parse
+
+        yield from judge_commands(plan, context.commands, context.git_remote)
 
 
 def _shape(plan: Plan, context: Context) -> Iterator[RuleHit]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import BrunoError, InputError
+from bruno.errors import InputError
 from bruno.guard.permit import Origin
 from bruno.guard.sanitise import safe_line
 from bruno.intents import (
@@ -17,7 +17,6 @@ from bruno.intents import (
     Intent,
     LiftConstraint,
     Option,
-    ReportTrouble,
     ResumeRun,
     SetConstraint,
     ShowOffers,
@@ -26,12 +25,14 @@ from bruno.intents import (
     StopInstance,
     WatchRun,
 )
+from bruno.operator.commands import on_instance
+from bruno.operator.concerns import resolve, show_concerns, trouble
+from bruno.operator.halt import stop_everything
 from bruno.operator.look import offer_view
 from bruno.operator.resolve import candidates, find_gpu
 from bruno.operator.start import find_offers, plan_start
-from bruno.operator.stop import open_host, plan_end, require_known
+from bruno.operator.stop import plan_end, require_known
 from bruno.operator.views import Answer, Ask, Instances, Offers, Progress, Reply, Talk, Watch
-from bruno.runs.evidence import gather
 
 if TYPE_CHECKING:
     from bruno.fleet.models import Instance
@@ -182,19 +183,6 @@ def _chat(operator: Operator, intent: ChatWith, *_: Any) -> Reply:
     raise InputError(f"no model {name!r} at home", fix=f"At home: {', '.join(models) or 'none'}")
 
 
-def _stop_everything(operator: Operator, *_: Any) -> Reply:
-    count = operator.cancel_all()
-    head = f"STOP: let go of {count} thing{'s' if count != 1 else ''} under way here; nothing new is started."
-    view = operator.instances(fresh=True)
-    if not view.known:
-        return Answer(text=f"{head} What is left running is unknown: {view.problem}", failed=True)
-    rows = [("instance", "label", "status", "$/h")]
-    rows += [(str(each.instance_id), each.label, each.status, _dollars(each.per_hour)) for each in view.rows]
-    left = sum(each.per_hour or 0 for each in view.rows if each.status not in ("stopped", "lost"))
-    text = f"{head} Left on the account: {len(view.rows)} instance(s), ${left:.3f}/h while they run. To stop one: stop <id>"
-    return Answer(text=text, rows=tuple(rows))
-
-
 def _set_constraint(operator: Operator, intent: SetConstraint, *_: Any) -> Reply:
     operator.world.records.add_constraint(intent)
     return Answer(
@@ -222,48 +210,6 @@ def _lift(operator: Operator, intent: LiftConstraint, *_: Any) -> Reply:
     return Answer(text=f'taken back: "{row.words}"')
 
 
-def _trouble(operator: Operator, intent: ReportTrouble, *_: Any) -> Reply:
-    """The person says one thing, the data another: both are shown, with sources, and neither is called fine."""
-    view = operator.latest_run(intent.target)
-    world = operator.world
-    run = world.records.run(view.run_id)
-    before = [row for row in world.records.observations(run.run_id) if row.source == "person"]
-    world.records.observe(
-        source="person", subject="trouble", value=intent.words, run_id=run.run_id, instance_id=run.instance_id
-    )
-    instance = world.vast.instance(run.instance_id) if run.instance_id else None
-    host = None
-    notes = []
-    try:
-        if instance is not None:
-            host = open_host(instance, world)
-    except BrunoError as error:  # why the machine is silent is evidence to show, not a reason to stop looking
-        notes.append(f"the machine could not be asked: {error}")
-    try:
-        evidence = gather(world, run, host)
-    finally:
-        if host:
-            host.close()
-    rows = [("what", "value", "source", "note")]
-    rows.append(("you", str(safe_line(intent.words)), "person", ""))
-    rows += [
-        (
-            item.name,
-            "unknown" if item.value is None else str(safe_line(str(item.value))),
-            item.source,
-            str(safe_line(item.note)),
-        )
-        for item in evidence.items
-    ]
-    rows.append(("provider status", instance.state.value if instance else "gone or unknown", "provider", ""))
-    head = f"discrepancy: you say {safe_line(intent.words)!r}. This is what each source says about {run.run_id}"
-    if before:
-        head += (
-            f". You raised this {len(before)} time(s) before: look at the sources below before anything else is started"
-        )
-    return Answer(text=". ".join([head, *notes, *evidence.disagreements]), rows=tuple(rows))
-
-
 def _help(operator: Operator, *_: Any) -> Reply:
     seen: dict[str, str] = {}
     for words, kind, _fields in operator.grammar.examples():
@@ -284,10 +230,13 @@ _ANSWERS: dict[str, Callable[..., Reply]] = {
     "show_costs": _costs,
     "fetch_model": _fetch,
     "chat_with": _chat,
-    "stop_everything": _stop_everything,
+    "stop_everything": stop_everything,
     "set_constraint": _set_constraint,
     "show_constraints": _constraints,
     "lift_constraint": _lift,
-    "report_trouble": _trouble,
+    "run_command": on_instance,
+    "report_trouble": trouble,
+    "resolve_concern": resolve,
+    "show_concerns": show_concerns,
     "show_help": _help,
 }

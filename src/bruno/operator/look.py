@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from bruno.fleet.models import Instance, Listing, Offer
@@ -70,17 +71,26 @@ def run_view(run: Run, records: Records, paths: Paths, now: datetime) -> RunView
         model_saved=run.remote_model or progress.model_saved,
         local_model=run.local_model,
         problem=str(safe_line(run.problem or progress.failed or "", 600)),
-        discrepancies=tuple(
-            str(
-                safe_line(
-                    f"{row.subject}: the {row.source} says {row.said}, the {row.other_source} says {row.against}", 400
-                )
-            )
-            for row in records.discrepancies(run.run_id)
-        ),
+        discrepancies=(*_concerns(run, records), *_discrepancies(run, records)),
         read_at=reading.read_at,
         log_tail=tuple(str(safe_line(line, 400)) for line in reading.tail[-LOG_LINES:]),
     )
+
+
+def _concerns(run: Run, records: Records) -> Iterator[str]:
+    """What the person reported and nobody resolved yet; a hold first."""
+    for row in sorted(records.concerns(run.run_id), key=lambda row: row.held_at is None):
+        said = " / ".join(dict.fromkeys(row.words))
+        held = "ON HOLD: " if row.held_at is not None else ""
+        yield str(
+            safe_line(f'{held}you reported "{said}" (concern {row.concern_id}); when you know: "resolved: ..."', 400)
+        )
+
+
+def _discrepancies(run: Run, records: Records) -> Iterator[str]:
+    for row in records.discrepancies(run.run_id):
+        line = f"{row.subject}: the {row.source} says {row.said}, the {row.other_source} says {row.against}"
+        yield str(safe_line(line, 400))
 
 
 def instances_view(listing: Listing, world: World, credit: float | None) -> InstancesView:

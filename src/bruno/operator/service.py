@@ -14,7 +14,8 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
-from bruno.assistant.grammar import Grammar
+from bruno.assistant.grammar import Grammar, spoken
+from bruno.assistant.shell_lines import instance_line, local_line
 from bruno.errors import BrunoError, Denied, InputError, Unreachable
 from bruno.guard.decision import Verdict
 from bruno.guard.judge import Context, judge
@@ -23,8 +24,9 @@ from bruno.guard.phrases import ambiguous
 from bruno.guard.plan import Plan
 from bruno.guard.rules import Rules, load_rules
 from bruno.guard.sanitise import safe_line
-from bruno.intents import Clarification, Intent, NotUnderstood, SetConstraint
+from bruno.intents import PERSON_ONLY, Clarification, Intent, NotUnderstood, SetConstraint
 from bruno.operator.views import Answer, Ask, Card, Happening, InstancesView, Reply, RunView
+from bruno.runs.investigate import active_holds
 from bruno.runs.world import Clock, Sleep, World, utc_now
 from bruno.settings.console import Settings
 from bruno.settings.paths import Paths, own_guardrails
@@ -32,6 +34,7 @@ from bruno.settings.secrets import hide, secret
 
 if TYPE_CHECKING:
     from bruno.fleet.models import Account, Listing
+    from bruno.guard.command_rules import CommandRules
     from bruno.records import Records, Run
 
 OnHappening = Callable[[Happening], None]
@@ -134,6 +137,14 @@ class Operator:
         words = words.strip()
         if not words:
             return Answer(text="Say what you want, for instance: start demo on an H200")
+        line = local_line(words)
+        if line is not None:
+            from bruno.operator.commands import on_this_machine
+
+            return on_this_machine(self, line, origin, words)
+        said = spoken(words) or instance_line(words)
+        if said is not None:
+            return self.submit(said, origin=origin, words=words)
         vague = ambiguous(words, self.rules)
         if vague:
             return Ask(clarification=vague.clarification)
@@ -162,10 +173,13 @@ class Operator:
         key = secret("anthropic_api_key", where=self.paths) if self.settings.assistant.enabled else None
         asked = understand(words, self.settings.assistant, key, names=self._names()) if key else None
         found = asked or NotUnderstood(words=words)
-        if isinstance(found, Clarification):
-            return Ask(clarification=found)
         if isinstance(found, NotUnderstood):
             return self._not_understood(found, asked=bool(key))
+        readings = [option.intent for option in found.options] if isinstance(found, Clarification) else [found]
+        if any(each.kind in PERSON_ONLY for each in readings):
+            return self._not_understood(NotUnderstood(words=words), asked=True)
+        if isinstance(found, Clarification):
+            return Ask(clarification=found)
         reply = self.submit(found, origin=origin, words=words)
         return reply.model_copy(update={"proposed_by_assistant": True}) if isinstance(reply, Card) else reply
 
@@ -194,9 +208,19 @@ class Operator:
                 SetConstraint(rule=row.rule, value=row.value, words=row.words)  # type: ignore[arg-type]
                 for row in self.world.records.constraints(plan.run_id)
             ),
+            holds=active_holds(self.world.records),
             credit=_number(plan, "credit"),
+            commands=self._command_rules(plan),
+            git_remote=self.settings.guard.git_remote,
         )
         return Card(plan=plan, decision=judge(plan, context), origin_words=words)
+
+    def _command_rules(self, plan: Plan) -> CommandRules | None:
+        """The rules for shell lines as the files say them now; None when the plan has no such line."""
+        from bruno.runs.commands import rules_in_force
+
+        has_lines = any(step.action.verbatim() for step in plan.steps)
+        return rules_in_force(self.world) if has_lines else None
 
     def save_plan(self, card: Card) -> None:
         """Keep a printed plan so that `bruno do --confirm PLAN_ID` can find it."""
@@ -240,11 +264,14 @@ class Operator:
 
         if card.decision.verdict in (Verdict.DENY, Verdict.CLARIFY):
             raise Denied("; ".join(card.decision.reasons) or "the guard denied this plan")
-        if permit is None:
+        if permit is None and card.decision.verdict is not Verdict.ALLOW:
             raise Denied("this plan needs a confirmation", fix="Type the word it asks for")
-        again = self.card(card.plan, origin=permit.origin, listing=self.world.vast.instances())
+        origin = permit.origin if permit else Origin.KEYBOARD
+        again = self.card(card.plan, origin=origin, listing=self.world.vast.instances())
         if again.decision.verdict is Verdict.DENY:
             raise Denied(f"the facts have changed since the plan was shown: {'; '.join(again.decision.reasons)}")
+        if permit is None and again.decision.verdict is not Verdict.ALLOW:
+            raise Denied("this plan needs a confirmation now", fix="Ask for it again")
         with self._cancellable(cancel) as stop:
             return carry_out(self, card.plan, permit, on_event=on_event, follow=follow, cancel=stop)
 
@@ -253,7 +280,9 @@ class Operator:
     ) -> Answer:
         """Take a run up where its records leave it, and follow it. Rents nothing that was not confirmed, and nothing twice."""
         from bruno.operator.carry import follow_run
+        from bruno.operator.concerns import refuse_while_held
 
+        refuse_while_held(self, self.run(run_id), retry=retry)
         with self._cancellable(cancel) as stop:
             return follow_run(self, run_id, on_event=on_event, cancel=stop, retry=retry)
 

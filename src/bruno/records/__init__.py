@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bruno.records.tables import (
         Act,
         AuditEntry,
+        Concern,
         Confirmation,
         Constraint,
         Discrepancy,
@@ -34,6 +35,7 @@ __all__ = [
     "Act",
     "AuditEntry",
     "AuditReport",
+    "Concern",
     "Confirmation",
     "Constraint",
     "Discrepancy",

@@ -13,9 +13,11 @@ from bruno.errors import Denied, InputError
 from bruno.records import audit
 from bruno.records.database import Database, RecordsError
 from bruno.records.redaction import redacted, redacted_row
-from bruno.records.tables import Act, Confirmation, Outcome, PlanRecord
+from bruno.records.tables import Act, AuditEntry, Confirmation, Outcome, PlanRecord
 
 Row = TypeVar("Row", bound=SQLModel)
+STOP = "STOP"
+"""Kind of the audit entry that a STOP leaves."""
 
 
 class ActRows:
@@ -51,21 +53,32 @@ class ActRows:
         return row
 
     def use_permit(
-        self, plan_id: str, *, seal: str, origin: str, minted_at: datetime, run_id: str | None = None
+        self,
+        plan_id: str,
+        *,
+        seal: str,
+        origin: str,
+        minted_at: datetime,
+        run_id: str | None = None,
+        kind: str = "",
     ) -> Confirmation:
         """Use a permit up: one atomic insert for each plan.
 
         The same permit may come again, for the next action of its plan; whoever comes with another permit for the same plan
         (a second console, the same printed id twice) is too late.
 
+        Args:
+            kind: of the action that is about to be begun; a stop is the one kind that a STOP said meanwhile does not prevent.
+
         Raises:
-            Denied: the plan was confirmed and used before.
+            Denied: the plan was confirmed and used before, or STOP was said after it was confirmed.
         """
         seal_hash = hashlib.sha256(seal.encode()).hexdigest()
         with self._db.write() as session:
             row = session.get(Confirmation, plan_id)
             if row is not None and row.seal_hash != seal_hash:
                 raise Denied("this plan was confirmed and carried out before", fix="Ask for a new plan")
+            _not_after_stop(session, minted_at, kind)
             if row is None:
                 row = Confirmation(
                     plan_id=plan_id, seal_hash=seal_hash, origin=origin, minted_at=minted_at, used_at=self._clock()
@@ -74,15 +87,29 @@ class ActRows:
                 audit.append(session, "confirmed", {}, at=row.used_at, origin=origin, run_id=run_id, plan_id=plan_id)
         return row
 
-    def begin_act(self, *, plan_id: str, action: Mapping[str, Any], label: str = "", run_id: str | None = None) -> Act:
+    def begin_act(
+        self,
+        *,
+        plan_id: str,
+        action: Mapping[str, Any],
+        label: str = "",
+        run_id: str | None = None,
+        allowed: bool = False,
+    ) -> Act:
         """Write down what is about to be done, before it is done.
 
+        Args:
+            allowed: the guard asks for no confirmation of it (a shell line that only reads).
+
         Raises:
-            Denied: this action of this plan was begun before, whatever came of it.
+            Denied: this action of this plan was begun before, whatever came of it; or STOP was said after the confirmation.
         """
         plain = redacted(dict(action))
         with self._db.write() as session:
-            if session.get(Confirmation, plan_id) is None:
+            confirmation = session.get(Confirmation, plan_id)
+            if confirmation is not None:
+                _not_after_stop(session, confirmation.minted_at, str(plain.get("kind")))
+            elif not allowed:
                 raise Denied("nothing is done without a confirmation in the records")
             if _find(session, plan_id, action) is not None:
                 raise Denied(
@@ -143,6 +170,18 @@ class ActRows:
             setattr(row, name, redacted(value))
         session.add(row)
         return row
+
+
+def _not_after_stop(session: Session, confirmed_at: datetime, kind: str) -> None:
+    """STOP reaches every console on these records: what was confirmed before it begins nothing after it. A stop still does."""
+    query = select(AuditEntry).where(AuditEntry.kind == STOP).order_by(col(AuditEntry.seq).desc()).limit(1)
+    last = session.exec(query).first()
+    if last is None or kind == "stop_instance":
+        return
+    if datetime.fromisoformat(last.at) >= confirmed_at:
+        raise Denied(
+            "STOP was said after this was confirmed: it is not begun", fix="Ask for it again if you still want it"
+        )
 
 
 def action_hash(action: Mapping[str, Any]) -> str:

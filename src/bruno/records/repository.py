@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from bruno.errors import InputError
 from bruno.intents import SetConstraint
 from bruno.records import audit
-from bruno.records.acts import ActRows
+from bruno.records.concerns import ConcernRows
 from bruno.records.database import Database, RecordsError
 from bruno.records.redaction import redacted_row
 from bruno.records.tables import (
@@ -31,7 +31,7 @@ from bruno.records.tables import (
 OPEN = (RunState.CONFIRMED.value, RunState.ACTIVE.value, RunState.FAILED.value)
 
 
-class Records(ActRows):
+class Records(ConcernRows):
     """Opens (creates, migrates) the database at `path`. Safe from several threads and processes.
 
     Every text and every JSON value is redacted on its way in. `clock` gives aware UTC times.

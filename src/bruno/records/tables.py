@@ -218,6 +218,25 @@ class Discrepancy(SQLModel, table=True):
     resolution: str = ""
 
 
+class Concern(SQLModel, table=True):
+    """Something a person reported about a run ("it looks stuck"). From its second report on it holds the run."""
+
+    __tablename__ = "concern"
+    concern_id: int | None = Field(default=None, primary_key=True)
+    run_id: str = Field(index=True)
+    instance_id: int | None = None
+    about: str = ""
+    """Kind of concern; "" names nothing in particular."""
+    words: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """Every report of it, as said."""
+    evidence: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """What each source said when it was looked into last."""
+    raised_at: datetime = Field(sa_type=UtcTime)
+    held_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    resolved_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    resolution: str = ""
+
+
 class AuditEntry(SQLModel, table=True):
     """One link of the audit chain. Triggers refuse UPDATE, DELETE, REPLACE and any entry that does not follow the last."""
 

@@ -8,24 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import BrunoError, Unreachable
+from bruno.errors import BrunoError, Denied, Unreachable
 from bruno.fleet import acts, waits
 from bruno.fleet.errors import OutcomeUnknown, RentedButStopped
 from bruno.fleet.host_keys import HostKeys
 from bruno.fleet.keys import key_pair, same_key
 from bruno.fleet.models import Instance, State
+from bruno.fleet.output import Hear
 from bruno.guard.actions import (
     Action,
     CreateInstance,
     DestroyInstance,
     RegisterKey,
+    RunCommand,
+    RunLocal,
     RunPlaybook,
     StartInstance,
     StopInstance,
 )
+from bruno.guard.holds import LIFT, prevents
+from bruno.guard.permit import required
 from bruno.records.tables import Outcome, RunState
+from bruno.runs.commands import run_shell_line
+from bruno.runs.investigate import active_holds
 
 if TYPE_CHECKING:
     from bruno.guard.permit import Permit
@@ -39,32 +47,71 @@ GRACE = timedelta(seconds=90)
 GONE_WITHIN = timedelta(minutes=2)
 
 
-def perform(action: Action, permit: Permit, world: World, *, run_id: str | None = None) -> Result:
+def _unheard(_stream: str, _line: str) -> None:
+    """The output of nothing that prints."""
+
+
+def perform(
+    action: Action,
+    permit: Permit | None,
+    world: World,
+    *,
+    run_id: str | None = None,
+    plan_id: str = "",
+    hear: Hear = _unheard,
+    cancel: Event | None = None,
+) -> Result:
     """Carry out one action of a confirmed plan.
+
+    Args:
+        permit: None is enough only for a shell line that the guard allows (its verdict is taken again at the act);
+            `plan_id` then says which plan it belongs to.
+        hear, cancel: for shell lines: called with each line of output; ends the line.
 
     Returns:
         What came of it, as recorded: `{"instance_id": 101}` for CreateInstance and StartInstance;
         `{"instance_id", "status"}` for StopInstance (polled until the provider says stopped) and DestroyInstance (until it
-        says gone); `{}` otherwise. RunPlaybook is only recorded here: `Runner.carry_on` carries it out under that record.
+        says gone); `{"exit_code", "ended"}` for shell lines; `{}` otherwise. RunPlaybook is only recorded here:
+        `Runner.carry_on` carries it out under that record.
 
     Raises:
-        Denied: the permit is not genuine, expired, does not contain the action, or was used before (by whomever).
+        Denied: the permit is not genuine, expired, does not contain the action, or was used before (by whomever); a concern
+            holds what it is about; or STOP was said since it was confirmed.
         FactsChanged: the provider's facts are no longer those of the plan; nothing was done.
         OutcomeUnknown: it may or may not have happened; recorded so.
         BrunoError: it did not happen; recorded as failed.
     """
     records = world.records
-    permit.require(action, now=world.clock())
-    records.use_permit(
-        permit.plan_id, seal=permit.seal, origin=permit.origin.value, minted_at=permit.minted_at, run_id=run_id
-    )
+    _not_on_hold(action, world, run_id)
+    if permit is not None:
+        permit.require(action, now=world.clock())
+        records.use_permit(
+            permit.plan_id,
+            seal=permit.seal,
+            origin=permit.origin.value,
+            minted_at=permit.minted_at,
+            run_id=run_id,
+            kind=action.kind,
+        )
+    elif not isinstance(action, RunCommand | RunLocal) or required(action):
+        raise Denied("this needs a confirmation; nothing was done", fix="Type the word it asks for")
     plain = action.model_dump(mode="json")
-    act = records.begin_act(plan_id=permit.plan_id, action=plain, label=_label(action), run_id=run_id)
+    act = records.begin_act(
+        plan_id=permit.plan_id if permit else plan_id,
+        action=plain,
+        label=_label(action),
+        run_id=run_id,
+        allowed=permit is None,
+    )
     number = int(act.act_id or 0)
     if isinstance(action, RunPlaybook):
         return {}  # stays pending until the runner has carried it out
     try:
-        result = _CALLS[type(action)](action, permit, world)
+        if isinstance(action, RunCommand | RunLocal):
+            result = run_shell_line(action, permit, world, hear=hear, cancel=cancel or Event())
+        else:
+            assert permit is not None  # noqa: S101 - held above
+            result = _CALLS[type(action)](action, permit, world)
     except OutcomeUnknown as error:
         records.end_act(number, Outcome.UNKNOWN, problem=str(error))
         raise
@@ -85,6 +132,12 @@ def perform(action: Action, permit: Permit, world: World, *, run_id: str | None 
     return result
 
 
+def _not_on_hold(action: Action, world: World, run_id: str | None) -> None:
+    for hold in active_holds(world.records):
+        if prevents(hold, action, run_id):
+            raise Denied(f"not begun: {hold.reason()}", fix=LIFT)
+
+
 def settle(act: Act, world: World) -> Act:
     """Ask the provider what became of an act whose outcome is pending or unknown, and record what it says.
 
@@ -97,6 +150,8 @@ def settle(act: Act, world: World) -> Act:
     if act.outcome in (Outcome.DONE.value, Outcome.FAILED.value) or isinstance(action, RunPlaybook):
         return act
     number = int(act.act_id or 0)
+    if isinstance(action, RunCommand | RunLocal):
+        return _settle_shell_line(act, action, world)
     result = _seen(action, world)
     if result is not None:
         _after(action, result, world, act.run_id)
@@ -105,6 +160,14 @@ def settle(act: Act, world: World) -> Act:
         return world.records.end_act(number, Outcome.UNKNOWN, problem=act.problem or "the reply was lost")
     problem = "the provider shows no trace of it: it did not happen"
     return world.records.end_act(number, Outcome.FAILED, problem=problem)
+
+
+def _settle_shell_line(act: Act, action: RunCommand | RunLocal, world: World) -> Act:
+    """Nobody can be asked how a shell line ended: once it must be over, that stays unknown and is said so."""
+    if act.outcome == Outcome.UNKNOWN.value or world.clock() - act.begun_at < GRACE + timedelta(seconds=action.seconds):
+        return act  # another console may be hearing it
+    problem = "bruno ended before the command did: how it ended is unknown"
+    return world.records.end_act(int(act.act_id or 0), Outcome.UNKNOWN, problem=problem)
 
 
 def settle_all(world: World) -> list[Act]:
@@ -176,6 +239,8 @@ _ACTIONS: dict[str, Any] = {
     "destroy_instance": DestroyInstance,
     "register_key": RegisterKey,
     "run_playbook": RunPlaybook,
+    "run_command": RunCommand,
+    "run_local": RunLocal,
 }
 
 
@@ -190,7 +255,7 @@ def _seen(action: Action, world: World) -> Result | None:
     if isinstance(action, RegisterKey):
         public = key_pair(world.paths.keys).public_key
         return {} if any(same_key(public, known) for known in world.vast.ssh_keys()) else None
-    if isinstance(action, RunPlaybook):
+    if isinstance(action, RunPlaybook | RunCommand | RunLocal):
         return None
     shown = world.vast.instance(action.target.instance_id)
     if not _happened(action, shown):
@@ -269,6 +334,6 @@ def _end_run(run_id: str | None, world: World) -> None:
 def _label(action: Action) -> str:
     if isinstance(action, CreateInstance):
         return action.label
-    if isinstance(action, StartInstance | StopInstance | DestroyInstance):
+    if isinstance(action, StartInstance | StopInstance | DestroyInstance | RunCommand):
         return action.target.label
     return ""

@@ -5,7 +5,7 @@ Each item names its source. A source that cannot answer gives None, which is unk
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Value = str | int | float | bool | None
+COMPLETE = "trials_complete"
+STUDY = "study.sqlite3"
+"""The engine's own name for the study in its run folder; a test holds the two together."""
+_COUNT = """
+import sqlite3, sys
+from urllib.parse import quote
+study = sqlite3.connect("file:" + quote(sys.argv[1]) + "?mode=ro", uri=True, timeout=5)
+(studies,) = study.execute("SELECT COUNT(*) FROM studies").fetchone()
+(trials,) = study.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()
+print(studies, trials)
+"""
 
 
 @dataclass(frozen=True)
@@ -35,10 +46,10 @@ class Item:
     """One fact as one source tells it."""
 
     name: str
-    """A fact name of the guard: process_running, model_saved, trial, trials, disk_free_gb, label_file."""
+    """A fact name: process_running, model_saved, trial, trials, trials_complete, disk_free_gb, label_file, ..."""
     value: Value
     source: str
-    """process, log, events, disk, host, home, records."""
+    """process, log, events, study, disk, host, provider, records."""
     note: str = ""
     """Why it is unknown, or what it rests on."""
 
@@ -94,6 +105,7 @@ def gather(world: World, run: Run, host: Host | None) -> Evidence:
         *_saved(run, host, reading.log, reading.events, age),
         *_trials(reading.log, "log", age),
         *_trials(reading.events, "events", age),
+        *_complete(run, host, places, reading.log, reading.events, age),
         _disk(host, places),
         _asked("label_file", "host", host, lambda there: there.identify()),
         Item("model_home", run.local_model is not None, "records", run.local_model or ""),
@@ -103,7 +115,8 @@ def gather(world: World, run: Run, host: Host | None) -> Evidence:
         f"{row.subject}: {row.source} {row.said}, {row.other_source} {row.against}"
         for row in world.records.discrepancies(run.run_id)
     ]
-    lines = dict.fromkeys([*known, *(str(item) for item in found), *_disputes(items)])
+    moving = items[0].value is not False
+    lines = dict.fromkeys([*known, *(str(item) for item in found), *_disputes(items, moving=moving)])
     return Evidence(
         run.run_id, world.clock(), tuple(items), reading.progress, tuple(str(safe_line(line, 400)) for line in lines)
     )
@@ -152,6 +165,31 @@ def _trials(seen: Progress, source: str, age: str) -> list[Item]:
     return [Item("trial", seen.trial, source, age), Item("trials", seen.trials, source, age)]
 
 
+def _complete(run: Run, host: Host | None, places: object, log: Progress, events: Progress, age: str) -> Iterator[Item]:
+    """How many trials were scored, by the log, by the events, and by the study's own table. Its values are never read."""
+    for seen, source in ((log, "log"), (events, "events")):
+        yield Item(COMPLETE, seen.completed if seen.state != "silent" else None, source, age)
+    if run.settings.get("search", {}).get("storage"):
+        yield Item(COMPLETE, None, "study", "the study is kept in a storage of its own, which bruno does not open")
+    elif not isinstance(places, Places):
+        yield Item(COMPLETE, None, "study", "the machine could not be asked")
+    else:
+        study = f"{places.out}/{STUDY}"
+        answer = _ask(COMPLETE, "study", host, lambda there: _count(there, study))
+        yield answer if isinstance(answer, Item) else Item(COMPLETE, None, "study", "no answer")
+
+
+def _count(host: Host, path: str) -> Item:
+    """Trials in state COMPLETE in the study's SQLite file, opened for reading alone by the machine's own Python."""
+    done = host.run(["python3", "-c", _COUNT, path], timeout=20)
+    words = done.stdout.split()
+    if done.ok and len(words) == 2 and words[0] == "1" and words[1].isdigit():
+        return Item(COMPLETE, int(words[1]), "study", path)
+    if done.ok and words[:1] not in ([], ["1"]):
+        return Item(COMPLETE, None, "study", "the file holds no study, or several")
+    return Item(COMPLETE, None, "study", "there is no study file that can be read (yet)")
+
+
 def _disk(host: Host | None, places: object) -> Item:
     def free(there: Host) -> float | None:
         room = there.free_disk(places.root if isinstance(places, Places) else "/")
@@ -175,10 +213,14 @@ def _ask(name: str, source: str, host: Host | None, do: Callable[[Host], T]) -> 
         return Item(name, None, source, str(safe_line(error.message, 200)))
 
 
-def _disputes(items: list[Item]) -> list[str]:
-    """Facts of which two sources say different things."""
+def _disputes(items: list[Item], *, moving: bool) -> list[str]:
+    """Facts of which two sources say different things.
+
+    Args:
+        moving: the engine runs, or may: then the study is simply read a moment before the log, and may be a trial behind.
+    """
     lines = []
-    for name in dict.fromkeys(item.name for item in items):
+    for name in dict.fromkeys(item.name for item in items if not (moving and item.name == COMPLETE)):
         said = [item for item in items if item.name == name and item.value is not None]
         if len({item.value for item in said}) > 1:
             lines.append(

@@ -51,6 +51,7 @@ class Admin:
         app.router.add_get("/sandbox/health", self._health)
         guarded = {
             ("GET", "overview"): self._overview,
+            ("GET", "acts"): self._acts,
             ("GET", "faults"): self._list_faults,
             ("POST", "faults"): self._order,
             ("DELETE", "faults"): self._clear_faults,
@@ -83,6 +84,9 @@ class Admin:
 
     async def _overview(self, _body: dict[str, Any]) -> dict[str, Any]:
         return await self._sandbox.overview()
+
+    async def _acts(self, _body: dict[str, Any]) -> dict[str, Any]:
+        return {"acts": self._sandbox.acts}
 
     async def _list_faults(self, _body: dict[str, Any]) -> dict[str, Any]:
         return {"faults": [fault.model_dump(mode="json") for fault in self._sandbox.state.faults]}

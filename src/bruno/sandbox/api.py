@@ -278,6 +278,13 @@ def _row(world: World, instance: Instance) -> dict[str, Any]:
     return row
 
 
+READS = frozenset(
+    {
+        *("search", "list", "list_v0", "filters", "show", "instance_keys", "keys", "user", "charges", "invoices"),
+        *("gpu_names", "logs"),
+    }
+)
+"""Operations that change nothing. Everything else is an act, and is written down as one."""
 ROUTES = [
     Route("POST", "/v0/bundles/", "search", search),
     Route("PUT", "/v0/search/asks/", "search", search),

@@ -62,6 +62,10 @@ class SandboxControl:
         """Credit, clock, and each instance with stage, home folder, SSH connections and process ids."""
         return self._ask("GET", "overview")
 
+    def acts(self) -> list[dict[str, Any]]:
+        """Every request since the sandbox was started that may change something: operation, path, body. In order."""
+        return list(self._ask("GET", "acts")["acts"])
+
     def health(self) -> dict[str, Any]:
         """Process id, version and state folder of the serving process."""
         return self._ask("GET", "health")

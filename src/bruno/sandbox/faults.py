@@ -19,6 +19,7 @@ class FaultKind(StrEnum):
     RATE_LIMIT_JSON = "rate_limit_json"  # 429, {"detail": ...}
     SEARCH_QUOTA = "search_quota"  # 429, daily search quota used up
     SERVER_ERROR = "server_error"  # an HTML page [status, 502]
+    REFUSED = "refused"  # 400 whose message is [text]: whatever words a provider may send
     REPLY_LOST = "reply_lost"  # the work is done, then the connection is closed without an answer
     HANG = "hang"  # the answer comes late [wall-clock seconds, 30]
     # Creating
@@ -75,6 +76,7 @@ ON_REQUESTS = {
     FaultKind.RATE_LIMIT_JSON,
     FaultKind.SEARCH_QUOTA,
     FaultKind.SERVER_ERROR,
+    FaultKind.REFUSED,
     FaultKind.REPLY_LOST,
     FaultKind.HANG,
 }

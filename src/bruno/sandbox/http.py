@@ -129,6 +129,8 @@ class Provider:
             return wrong
         async with sandbox.lock:
             await sandbox.tick_locked()
+            if operation not in api.READS:
+                sandbox.acts.append({"operation": operation, "path": dict(call.path), "body": dict(call.body)})
             try:
                 response = reply(route.handler(sandbox.world, call))
             except (TypeError, ValueError) as error:  # a body no real client sends
@@ -158,6 +160,8 @@ class Provider:
         if error := take(FaultKind.SERVER_ERROR, operation=operation):
             status = int(error.number(502))
             return web.Response(text=_HTML.format(status, "Bad Gateway"), status=status, content_type="text/html")
+        if refused := take(FaultKind.REFUSED, operation=operation):
+            return reply({"success": False, "error": "invalid_args", "msg": str(refused.value or "")}, 400)
         if not self._sandbox.rate_limits or operation not in INTERVALS:
             return None
         now = self._sandbox.world.now()

@@ -67,6 +67,8 @@ class Sandbox:
         self.folder = state_folder(folder)
         self.rate_limits = rate_limits
         self.ended = asyncio.Event()
+        self.acts: list[dict[str, Any]] = []
+        """Every request of this process's time that may change something, refused ones too: the provider's own testimony."""
         self.lock = asyncio.Lock()
         self._file = self.folder / "state.json"
         saved = state.load(self._file)
