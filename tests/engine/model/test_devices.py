@@ -64,7 +64,9 @@ def test_no_other_order_has_a_smaller_largest_load(sizes: list[int], first: int,
 def test_the_map_covers_every_parameter_once_and_puts_the_ends_where_they_belong(kind: str, tied: bool) -> None:
     model = tiny_model(kind, tie_word_embeddings=tied)
     places = device_map(model, GPUS, lambda _, each: each.nbytes)
-    assert tied == (model.get_input_embeddings().weight is model.get_output_embeddings().weight)
+    head = model.get_output_embeddings()
+    assert head is not None
+    assert tied == (model.get_input_embeddings().weight is head.weight)
     for name, _ in model.named_parameters():
         assert sum(name == key or name.startswith(f"{key}.") for key in places) == 1, name
     prefix = next(key.rsplit(".", 1)[0] for key in places if key.endswith(".0"))
@@ -72,7 +74,10 @@ def test_the_map_covers_every_parameter_once_and_puts_the_ends_where_they_belong
     assert blocks == sorted(blocks, key=GPUS.index)
     assert len(set(blocks)) == 4
     named = {name: module for name, module in model.named_modules() if name in places}
-    for ends, device in ((model.get_input_embeddings(), GPUS[0]), (model.get_output_embeddings(), GPUS[0 if tied else 3])):
+    for ends, device in (
+        (model.get_input_embeddings(), GPUS[0]),
+        (model.get_output_embeddings(), GPUS[0 if tied else 3]),
+    ):
         inside = [places[name] for name, module in named.items() if any(part is ends for part in module.modules())]
         assert inside == [device]
 
@@ -92,7 +97,7 @@ def test_a_model_in_pieces_gives_the_answers_of_the_whole() -> None:
     from accelerate import dispatch_model
 
     whole, pieces = loaded_model("qwen3_5_text"), loaded_model("qwen3_5_text")
-    places = dict.fromkeys(device_map(pieces.model, GPUS, lambda _, each: each.nbytes), "cpu")
+    places: dict = dict.fromkeys(device_map(pieces.model, GPUS, lambda _, each: each.nbytes), "cpu")
     dispatch_model(pieces.model, places, force_hooks=True)
     prompts = encode(whole.tokenizer, PROMPTS)
     results = []

@@ -22,7 +22,7 @@ from tests.engine.models import CONFIGS, VISION, loaded_model, tiny_model
 PROMPTS = [f"question {i} " + "again " * (i % 4) for i in range(7)]
 TOKENS = 10
 WINDOWED = ("gemma2", "gemma3_text", "gemma3", "olmo3", "gpt_oss")
-RECURRENT = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+RECURRENT = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe")
 
 
 def edits_for(loaded: LoadedModel, norm_mode: str = "column") -> EditBatch:
@@ -66,23 +66,23 @@ def plain_logprobs(loaded: LoadedModel, ids: tuple[int, ...], count: int = 1) ->
 def test_every_family_gives_the_tokens_and_scores_of_plain_generation(kind: str) -> None:
     """T trials x N prompts in shared batches, against the library's own generation of one prompt under the same hooks."""
     loaded = loaded_model(kind)
-    prompts = encode(loaded.tokenizer, PROMPTS[:4])
+    prompts = encode(loaded.tokenizer, PROMPTS[1:4])
     events: list = []
-    prepared = prepare(loaded, prompts, emit=events.append, rows=3)
+    prepared = prepare(loaded, prompts, emit=events.append, rows=2)
     assert events == []
     assert prepared.reuse
     assert prepared.prefix == (0 if kind in (*WINDOWED, *RECURRENT) else len("<|user|>question "))
-    answers = [[5 + i, 9, 11][: 1 + i % 3] for i in range(4)]
-    assert generate(loaded, prepared, max_new_tokens=6).ids == [plain_answers(loaded, prompts, 6)]
+    answers = [[5 + i, 9, 11][: 1 + i % 3] for i in range(3)]
+    assert generate(loaded, prepared, max_new_tokens=4).ids == [plain_answers(loaded, prompts, 4)]
     base, _ = answer_logprobs(loaded, prepared, answers)
     with EditSession(loaded.writers, max_trials=4) as session:
         session.write(edits_for(loaded))
-        together = generate(loaded, prepared, max_new_tokens=6, session=session, rows=9)
+        together = generate(loaded, prepared, max_new_tokens=4, session=session, rows=5)
         first = first_token_logprobs(loaded, prepared, session=session)
         scores, mask = answer_logprobs(loaded, prepared, answers, session=session)
         for trial in (0, 1):
             session.rows_of(trial)
-            assert together.ids[trial] == plain_answers(loaded, prompts, 6)
+            assert together.ids[trial] == plain_answers(loaded, prompts, 4)
             for row, (ids, answer) in enumerate(zip(prompts.ids, answers, strict=True)):
                 expected = plain_logprobs(loaded, (*ids, *answer[:-1]), len(answer))
                 assert (first[trial, row] - expected[0]).abs().max() < 5e-5
@@ -118,7 +118,7 @@ def test_scores_of_a_trial_that_edits_nothing_are_the_base_models_exactly() -> N
         assert torch.equal(first_token_logprobs(loaded, prepared, session=session), base)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("rows", [1, 5, 100])
 def test_how_many_rows_run_together_changes_no_token(rows: int) -> None:
     loaded = loaded_model("qwen2")
     prepared = prepare(loaded, encode(loaded.tokenizer, PROMPTS), emit=lambda _: None)

@@ -67,7 +67,8 @@ def test_health_is_measured_for_each_trial_with_its_edit_active() -> None:
     with EditSession(loaded.writers, max_trials=3) as session:
         session.write(edits_for(loaded))
         health = routing_health(loaded, prompts, emit=lambda _: None, session=session)
-        _, weight = given_to_experts(loaded, prompts) if session.rows_of(0) is None else (None, None)
+        session.rows_of(0)
+        _, weight = given_to_experts(loaded, prompts)
         session.off()
         assert routing_health(loaded, prompts, emit=lambda _: None, session=session) == base
     assert len(health) == 3
