@@ -1,5 +1,4 @@
-"""What a run found, for people and programs: `report.json` beside the study and inside the saved model, and the card's
-lines.
+"""What a run found, for people and programs: `report.json` beside the study and inside the saved model.
 
 Says what was measured and what was used, nothing else; counts stay raw beside their intervals.
 """
@@ -7,6 +6,7 @@ Says what was measured and what was used, nothing else; counts stay raw beside t
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,23 +20,6 @@ from bruno.engine.search.study import FinishedTrial, finished_trials
 
 if TYPE_CHECKING:
     from bruno.engine.run import Run
-
-
-def card(run: Run, chosen: FinishedTrial, rule: str) -> dict[str, str]:
-    """Lines for the model card: what was done, with which settings and scores."""
-    initial = run.study.user_attrs.get("initial_refusals")
-    scores = chosen.scores
-    return {
-        "Behaviour removed": f"{run.behaviour.about} ({run.behaviour.name})",
-        "Refusals on the search prompts, before": f"{initial[0]}/{initial[1]}" if initial else "not measured",
-        "Refusals on the search prompts, after": f"{scores.refusals}/{scores.prompts}",
-        "First-token KL divergence from the base model": f"{scores.kl:.4f} nats",
-        "Trial": f"{chosen.number} of {run.settings.search.trials}, seed {run.settings.seed}",
-        "Chosen by": rule,
-        "Directions": ", ".join(run.directions.used),
-        "Norms kept": run.settings.edit.norm_mode,
-        "Made by": f"bruno {__version__}; everything else is in {REPORT_FILE}",
-    }
 
 
 def write_report(
@@ -54,6 +37,7 @@ def write_report(
         "trials": {"scored": len(trials), "wanted": run.settings.search.trials, "together": run.batch},
         "front": [_trial(trial) for trial in pareto_front(trials)],
         "directions": {"used": run.directions.used, "skipped": run.directions.skipped},
+        "edited": {"heads": _pairs(run.rules.heads), "experts": _pairs(run.rules.experts)},
         "seconds_of_this_start": run.seconds,
         "settings": run.settings.model_dump(mode="json"),
         "fingerprint": run.identity,
@@ -69,6 +53,11 @@ def write_report(
         if folder is not None:
             write_json(folder / REPORT_FILE, report)
     return report
+
+
+def _pairs(chosen: Mapping[int, tuple[int, ...]] | None) -> dict[str, list[int]] | None:
+    """Block to its heads or experts; None where all are edited."""
+    return None if chosen is None else {str(layer): list(members) for layer, members in sorted(chosen.items())}
 
 
 def _trial(trial: FinishedTrial) -> dict[str, object]:

@@ -24,7 +24,7 @@ import optuna
 from bruno import __version__
 from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
 from bruno.engine.data.prompts import PromptSets, load_prompt_sets
-from bruno.engine.directions.find import DirectionSet, Samples, find_directions
+from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.build import EditRules, TrialEdit
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import (
@@ -38,13 +38,18 @@ from bruno.engine.events import (
     RunStarted,
     TrialSelected,
 )
+from bruno.engine.export.adapter import save_adapter
+from bruno.engine.export.card import card_of, write_card
 from bruno.engine.export.write import export
-from bruno.engine.folder import STUDY_FILE, load_directions, save_directions
-from bruno.engine.model.capture import capture
-from bruno.engine.model.chat_format import EncodedPrompts, encode
+from bruno.engine.folder import STUDY_FILE
+from bruno.engine.model.architectures import find_mixtures
 from bruno.engine.model.loading import LoadedModel, load
-from bruno.engine.report import card, write_report
-from bruno.engine.scoring.scores import Scorer, Scores, wilson_interval
+from bruno.engine.model.routing import routing_health
+from bruno.engine.preparation import Preparation, Prepared
+from bruno.engine.recipe import recipe_of, write_recipe
+from bruno.engine.report import write_report
+from bruno.engine.scoring.held_out import held_out_report
+from bruno.engine.scoring.scores import Scorer, Scores
 from bruno.engine.search.choice import choose, pareto_front
 from bruno.engine.search.fingerprint import fingerprint
 from bruno.engine.search.space import Space
@@ -86,7 +91,7 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
     saved = the_run.save(chosen, rule)
     held_out = the_run.held_out(chosen)
     seconds["all"] = round(time.monotonic() - began, 1)
-    write_report(the_run, chosen, rule, saved, held_out)
+    the_run.describe(chosen, rule, saved, held_out)
     emit(Finished(seconds=time.monotonic() - began))
     return True
 
@@ -114,8 +119,25 @@ class Run:
         return open_study(storage, name, self.identity)
 
     @cached_property
+    def prepared(self) -> Prepared:
+        """Directions and rules: kept from an earlier start of the same run, or taken from the prompts now."""
+        detects = detector(self.behaviour, self.settings)
+        with timed(self.seconds, "directions"):
+            preparation = Preparation(self.loaded, self.prompts, self.settings, detects, self.emit)
+            return preparation.make(self.folder, json.dumps(self.identity, sort_keys=True))
+
+    @property
+    def directions(self) -> DirectionSet:
+        return self.prepared.directions
+
+    @property
+    def rules(self) -> EditRules:
+        return self.prepared.rules
+
+    @cached_property
     def space(self) -> Space:
-        return Space(self.loaded.layers, tuple(dict.fromkeys(writer.component for writer in self.loaded.writers)))
+        components = tuple(dict.fromkeys(writer.component for writer in self.loaded.writers))
+        return Space(self.loaded.layers, components, directions=self.directions.vectors.shape[1])
 
     @cached_property
     def batch(self) -> int:
@@ -125,32 +147,6 @@ class Run:
     @cached_property
     def session(self) -> EditSession:
         return EditSession(self.loaded.writers, max_trials=self.batch)
-
-    @cached_property
-    def directions(self) -> DirectionSet:
-        """Kept from an earlier start of the same run, or taken from the prompts now."""
-        key = json.dumps(self.identity, sort_keys=True)
-        kept = load_directions(self.folder, key)
-        if kept is not None:
-            self.emit(Notice(text="Directions: those of the earlier start of this run"))
-            return kept
-        with timed(self.seconds, "directions"):
-            quantile = self.settings.directions.winsorize_quantile
-            bad, good = (
-                capture(self.loaded, self._encode(texts), emit=self.emit, winsorize_quantile=quantile)
-                for texts in (self.prompts.bad_train, self.prompts.good_train)
-            )
-            directions = find_directions(Samples(bad, good), self.settings, self.emit)
-        save_directions(self.folder, directions, key)
-        strongest = int(directions.separation.argmax())
-        self.emit(
-            Notice(
-                text=f"Directions from {len(bad)} + {len(good)} prompts ({', '.join(directions.used)}); the "
-                f"classes are furthest apart after {strongest} blocks: {directions.separation[strongest]:.1f} standard "
-                "deviations"
-            )
-        )
-        return directions
 
     def warn_of_little_room(self) -> None:
         """Say now that the disk will not hold the saved model, hours before it would be found out."""
@@ -170,21 +166,32 @@ class Run:
             batch=self.batch,
             startup=self.settings.search.startup_trials or min(60, max(1, wanted // 5)),
             seed=self.settings.seed,
-            warm_starts=self.space.warm_starts() if self.settings.search.warm_start else (),
+            warm_starts=self.space.warm_starts(self.loaded.family) if self.settings.search.warm_start else (),
             rows=self.batch * len(self.prompts.bad_search),
         )
         scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
 
-        def evaluate(edits: Sequence[TrialEdit], rows: int) -> list[Scores]:
+        def evaluate(edits: Sequence[TrialEdit], rows: int) -> list[Scores | str]:
             if scorer is None:
                 raise BrunoError("The study lost trials while it was read", fix="Start the same command again")
-            return scorer.score(edits, rows)
+            return self._with_healthy_routing(scorer, scorer.score(edits, rows))
 
         with timed(self.seconds, "search"), stop_on_signals() as stop, self.session:
             whole = search(self.study, self.space, evaluate, plan, self.emit, stop)
         if not whole:
             self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
         return whole
+
+    def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores]) -> list[Scores | str]:
+        """The scores of a batch that is still active; the reason instead where its routing collapsed."""
+        least = self.settings.edit.min_routing_health
+        if not least or not find_mixtures(self.loaded.writers):
+            return list(scores)
+        health = routing_health(self.loaded, scorer.good.prompts, emit=self.emit, session=self.session)
+        return [
+            score if value >= least else f"its routing health is {value:.2f}, below {least:g}"
+            for score, value in zip(scores, health, strict=True)
+        ]
 
     def _scorer_of_search(self) -> Scorer:
         with timed(self.seconds, "base"):
@@ -207,6 +214,7 @@ class Run:
             detector=detector(self.behaviour, self.settings),
             settings=self.settings,
             emit=self.emit,
+            rules=self.rules,
         )
 
     def choose(self) -> tuple[FinishedTrial, str]:
@@ -246,10 +254,10 @@ class Run:
                 self.loaded,
                 self.space.edit(chosen.parameters),
                 self.directions,
-                EditRules(norm_mode=self.settings.edit.norm_mode),
+                self.rules,
                 target,
                 emit=self.emit,
-                card=card(self, chosen, rule),
+                card=card_of(self, chosen, rule),
                 check_room=self.settings.export.max_free_check,
             )
         self.study.set_user_attr("saved", {**self.study.user_attrs.get("saved", {}), str(chosen.number): str(path)})
@@ -271,35 +279,21 @@ class Run:
         """Refusals and KL on prompts that neither the directions nor the search saw."""
         if not self.settings.scoring.held_out:
             return None
-        edit = self.space.edit(chosen.parameters)
         with timed(self.seconds, "held_out"), self.session:
             scorer = self.scorer(self.prompts.bad_held_out, self.prompts.good_held_out)
-            before = scorer.base_refusals()
-            after = scorer.score([edit])[0]
-            ordinary = scorer.ordinary_refusals(edit)
-        event = HeldOut(
-            before=before,
-            after=after.refusals,
-            prompts=after.prompts,
-            before_interval=wilson_interval(before, after.prompts),
-            after_interval=wilson_interval(after.refusals, after.prompts),
-            kl=after.kl,
-            ordinary_before=ordinary[0],
-            ordinary_after=ordinary[1],
-            ordinary_prompts=len(self.prompts.good_held_out),
-        )
+            edit = self.space.edit(chosen.parameters)
+            event = held_out_report(scorer, edit, self.behaviour, self.prompts, self.emit)
         self.emit(event)
         return event
 
-    def _encode(self, prompts: Sequence[str]) -> EncodedPrompts:
-        data = self.settings.data
-        encoded = encode(
-            self.loaded.tokenizer, prompts, system_prompt=data.system_prompt, max_tokens=data.max_prompt_tokens
-        )
-        if encoded.truncated:
-            text = f"{encoded.truncated} prompts were longer than {data.max_prompt_tokens} tokens and lost their middle"
-            self.emit(Notice(text=text, level="warning"))
-        return encoded
+    def describe(self, chosen: FinishedTrial, rule: str, saved: Path | None, held_out: HeldOut | None) -> None:
+        """Write what was found beside the study and into the saved model: report, recipe, card with held-out scores."""
+        write_report(self, chosen, rule, saved, held_out)
+        write_recipe(recipe_of(self, chosen, rule, saved), self.folder, saved)
+        if saved is not None:
+            write_card(saved, card_of(self, chosen, rule, held_out))
+            if self.settings.export.adapter:
+                save_adapter(self, chosen, rule, saved)
 
 
 def short_name(model: str) -> str:

@@ -12,18 +12,18 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCardData
 from humanize import naturalsize
 
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.bake import bake_bias, bake_router, bake_weight
 from bruno.engine.edits.build import EditRules, TrialEdit, edit_router, edit_weight, is_edited
 from bruno.engine.events import Emit, Notice
+from bruno.engine.export.card import Card, write_card
+from bruno.engine.export.custom_code import localise_code
 from bruno.engine.model.architectures import Writer
 from bruno.engine.model.checkpoint import (
     StoredTensor,
@@ -53,7 +53,7 @@ def export(
     folder: Path,
     *,
     emit: Emit,
-    card: Mapping[str, str] | None = None,
+    card: Card | None = None,
     check_room: bool = True,
 ) -> Path:
     """Write the model with one trial's edit baked in to `folder`, which must not exist yet, and return it.
@@ -62,7 +62,7 @@ def export(
 
     Args:
         trial, directions, rules: the edit, as `build_edits` was given it for the search.
-        card: lines for the model card, name to value: settings, scores.
+        card: what the model card says; none is written without it.
         check_room: refuse before the first byte when the disk lacks room.
 
     Raises:
@@ -90,7 +90,9 @@ def export(
             edit.rewrite(writer, partial)
         for layer, router in routers.items():
             edit.rewrite_router(layer, router, partial)
-        _write_card(loaded, partial, len({writer.index for writer in stored}), card or {})
+        if card is not None:
+            write_card(partial, card, name=folder.name)
+        localise_code(loaded.source, partial, emit)
         _verify(loaded.source, partial)
         _sync(partial)
         partial.rename(folder)
@@ -211,32 +213,3 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-
-
-def _write_card(loaded: LoadedModel, target: Path, writers: int, card: Mapping[str, str]) -> None:
-    """README.md: what was done and what it may change. The base model's own card stays beside it."""
-    readme = target / "README.md"
-    if readme.exists():
-        readme.rename(target / _BASE_CARD)
-    base = loaded.name if "/" in loaded.name and not Path(loaded.name).exists() else None
-    data = ModelCardData(base_model=base, library_name="transformers", tags=["bruno", "abliteration"])
-    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
-    readme.write_text(
-        f"""---
-{data.to_yaml()}
----
-
-# {target.name.removeprefix(".").removesuffix(".partial")}
-
-{loaded.name}, with a behaviour removed by a weight edit (bruno). {writers} of {len(loaded.writers)} matrices that write
-to the residual stream were changed; every other tensor and file is the base model's, byte for byte.
-
-| | |
-|---|---|
-{rows}
-
-The edit was chosen by a search on prompts of one behaviour. Other behaviours may have changed too, safety behaviour
-among them: evaluate the model before relying on it. The base model's licence still holds.
-""",
-        encoding="utf-8",
-    )

@@ -33,8 +33,9 @@ from bruno.engine.scoring.scores import Scores
 from bruno.engine.search.space import Parameters, Space
 from bruno.errors import BrunoError, InputError
 
-Evaluate = Callable[[Sequence[TrialEdit], int], list[Scores]]
-"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes)."""
+Evaluate = Callable[[Sequence[TrialEdit], int], Sequence[Scores | str]]
+"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes); the reason in words
+for a trial that is rejected."""
 
 STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
 """What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
