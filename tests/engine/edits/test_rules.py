@@ -104,6 +104,13 @@ def test_heads_and_experts_that_are_not_there_are_refused(rules: EditRules, mess
         build_edits([EVERYWHERE], random_directions(4, 48), loaded.writers, rules)
 
 
+def test_heads_that_nobody_knows_are_refused() -> None:
+    loaded = loaded_model("llama")
+    writers = [replace(writer, heads=0) for writer in loaded.writers]
+    with pytest.raises(InputError, match=r"heads of model\.layers\.1\.self_attn\.o_proj are not known"):
+        build_edits([EVERYWHERE], random_directions(4, 48), writers, EditRules(heads={1: (0,)}))
+
+
 def test_a_compliance_direction_is_added_to_attention_and_nothing_removed_comes_back() -> None:
     loaded = loaded_model("llama")
     directions = with_compliance(loaded.layers, loaded.hidden_size, 2)

@@ -259,6 +259,8 @@ def _columns(writer: Writer, rules: EditRules, device: torch.device) -> torch.Te
     if rules.heads is None or writer.component != ATTENTION:
         return None
     chosen = list(rules.heads[writer.layer])
+    if not writer.heads:
+        raise InputError(f"The heads of {writer.name} are not known", fix="Leave edit.heads off for this model")
     absent = [head for head in chosen if not 0 <= head < writer.heads]
     if absent:
         raise InputError(f"{writer.name} has heads 0 to {writer.heads - 1}, not {absent[0]}")

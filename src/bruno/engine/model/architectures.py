@@ -7,7 +7,7 @@ lists what was found: an edit that skips a writer looks as if it worked, and lea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -69,7 +69,7 @@ class Writer:
         transposed: True where a weight is kept as [d_in, d] (GPT-2's Conv1D, gpt-oss' experts).
         post_norm_gain: gain g of the norm that its output passes before it is added, [d] fp32, or None. What has to
             leave the weight's output is then g * v, not v.
-        heads: attention writers: number of heads whose outputs, side by side, are x; 0 otherwise.
+        heads: attention writers: number of heads whose outputs, side by side, are x; 0 otherwise, and where unknown.
         mixture: the mixture of experts whose routed expert this is; None for all other writers.
         expert: which routed expert, where each is a module of its own; None for the fused ones and all other writers.
     """
@@ -304,9 +304,9 @@ def _discover(model: PreTrainedModel, config) -> list[Writer]:
     prefix, blocks = _named_blocks(model)
     writers = []
     for layer, block in enumerate(blocks):
-        for component, parents, names, heads in (
-            (ATTENTION, ("attn", "attention"), _ATTENTION_NAMES, config.num_attention_heads),
-            (MLP, ("mlp", "feed_forward", "ffn", "fc2"), _MLP_NAMES, 0),
+        for component, parents, names in (
+            (ATTENTION, ("attn", "attention"), _ATTENTION_NAMES),
+            (MLP, ("mlp", "feed_forward", "ffn", "fc2"), _MLP_NAMES),
         ):
             matches = [
                 (name, module)
@@ -323,9 +323,9 @@ def _discover(model: PreTrainedModel, config) -> list[Writer]:
                     fix=_TABLE,
                 )
             name, module = matches[0]
-            writers.append(
-                Writer(layer, component, module, f"{prefix}.{layer}.{name}", isinstance(module, Conv1D), heads=heads)
-            )
+            writer = Writer(layer, component, module, f"{prefix}.{layer}.{name}", isinstance(module, Conv1D))
+            heads = getattr(config, "num_attention_heads", 0) if component == ATTENTION else 0
+            writers.append(replace(writer, heads=heads) if heads and writer.weight_shape[1] % heads == 0 else writer)
     worst = residual_error(model, find_blocks(model), writers)
     # A missing writer shows as about 0.5 or more; half precision rounds the stream itself by some hundredths.
     if worst > (0.02 if model.dtype == torch.float32 else 0.25):
