@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bruno.errors import BrunoError, Denied, InputError, Unreachable
+from bruno.fleet.models import State
 from bruno.guard.sanitise import safe_line
 from bruno.intents import ReportTrouble, ResolveConcern
 from bruno.operator.stop import open_host
@@ -110,6 +111,8 @@ def _shown(world: World, run: Run) -> tuple[Instance | None, str]:
 def _reached(world: World, instance: Instance | None) -> tuple[Host | None, str]:
     if instance is None:
         return None, ""
+    if instance.state is not State.RUNNING:
+        return None, f"the machine could not be asked: the provider says it is {instance.state.value}"
     try:
         return open_host(instance, world), ""
     except BrunoError as error:  # why the machine is silent is evidence to show, not a reason to stop looking
