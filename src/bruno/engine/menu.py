@@ -32,21 +32,22 @@ def choose_trials(
     Raises:
         BrunoError: the input ended without an answer.
     """
-    source, target = source or sys.stdin, target or sys.stdout
+    read: IO[str] = sys.stdin if source is None else source
+    show: IO[str] = sys.stdout if target is None else target
     for line in table(pareto_front(trials)):
-        target.write(line + "\n")
-    target.write(f"{len(trials)} trials are scored; no other beats these. {_HELP}\n")
+        show.write(line + "\n")
+    show.write(f"{len(trials)} trials are scored; no other beats these. {_HELP}\n")
     by_number = {trial.number: trial for trial in trials}
     while True:
-        target.write("Trials to save: ")
-        target.flush()
-        line = source.readline()
+        show.write("Trials to save: ")
+        show.flush()
+        line = read.readline()
         if not line:
             raise BrunoError("No trial was chosen", fix="Start the same command again; the study is kept")
         try:
             return [by_number[number] for number in read_answer(line, by_number)]
         except ValueError as error:
-            target.write(f"{error}\n")
+            show.write(f"{error}\n")
 
 
 def read_answer(line: str, known: Sequence[int] | dict[int, FinishedTrial]) -> list[int]:
