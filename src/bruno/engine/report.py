@@ -6,7 +6,7 @@ Says what was measured and what was used, nothing else; counts stay raw beside t
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    run: Run, chosen: FinishedTrial, rule: str, saved: Path | None, held_out: HeldOut | None
+    run: Run,
+    chosen: FinishedTrial,
+    rule: str,
+    saved: Path | None,
+    held_out: HeldOut | None,
+    folders: Sequence[Path],
 ) -> dict[str, object]:
-    """Write `report.json` into the run's folder and into the saved model; return what was written."""
+    """Write `report.json` into the saved model and these folders; return what was written."""
     trials = finished_trials(run.study)
     report: dict[str, object] = {
         "model": run.settings.model,
@@ -49,7 +54,7 @@ def write_report(
             "bruno": __version__,
         },
     }
-    for folder in (run.folder, saved):
+    for folder in (*folders, saved):
         if folder is not None:
             write_json(folder / REPORT_FILE, report)
     return report

@@ -42,6 +42,7 @@ from bruno.engine.export.adapter import save_adapter
 from bruno.engine.export.card import card_of, write_card
 from bruno.engine.export.write import export
 from bruno.engine.folder import STUDY_FILE
+from bruno.engine.menu import choose_trials
 from bruno.engine.model.architectures import find_mixtures
 from bruno.engine.model.loading import LoadedModel, load
 from bruno.engine.model.routing import routing_health
@@ -50,7 +51,7 @@ from bruno.engine.recipe import recipe_of, write_recipe
 from bruno.engine.report import write_report
 from bruno.engine.scoring.held_out import held_out_report
 from bruno.engine.scoring.scores import Scorer, Scores
-from bruno.engine.search.choice import choose, pareto_front
+from bruno.engine.search.choice import choose
 from bruno.engine.search.fingerprint import fingerprint
 from bruno.engine.search.space import Space
 from bruno.engine.search.study import (
@@ -88,10 +89,11 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
     if not the_run.search():
         return False
     chosen, rule = the_run.choose()
-    saved = the_run.save(chosen, rule)
-    held_out = the_run.held_out(chosen)
-    seconds["all"] = round(time.monotonic() - began, 1)
-    the_run.describe(chosen, rule, saved, held_out)
+    for trial in chosen:
+        saved = the_run.save(trial, rule)
+        held_out = the_run.held_out(trial)
+        seconds["all"] = round(time.monotonic() - began, 1)
+        the_run.describe(trial, rule, saved, held_out, of_the_run=trial is chosen[0])
     emit(Finished(seconds=time.monotonic() - began))
     return True
 
@@ -217,25 +219,31 @@ class Run:
             rules=self.rules,
         )
 
-    def choose(self) -> tuple[FinishedTrial, str]:
-        """The trial to save: by the stated rule, or from a menu where that was asked for and someone is there to
-        answer."""
+    def choose(self) -> tuple[list[FinishedTrial], str]:
+        """The trials to save, and how they were chosen: one by the stated rule; any, or none, from a menu where that was
+        asked for and someone is there to answer."""
         trials = finished_trials(self.study)
         if not trials:
             raise BrunoError("No trial has a score", fix="Read the log above for why they failed")
-        if self.settings.search.auto_select:
-            chosen, rule = choose(trials, self.settings.search.kl_ceiling)
-        elif sys.stdin.isatty() and sys.stdout.isatty():
-            chosen, rule = ask(pareto_front(trials)), "the person at the terminal"
+        menu = not self.settings.search.auto_select
+        if menu and sys.stdin.isatty() and sys.stdout.isatty():
+            chosen, rule = choose_trials(trials), "the person at the terminal"
         else:
-            self.emit(Notice(text="No terminal for a menu: choosing as auto_select does", level="warning"))
-            chosen, rule = choose(trials, self.settings.search.kl_ceiling)
-        scores = chosen.scores
-        self.emit(
-            TrialSelected(
-                trial=chosen.number, refusals=scores.refusals, prompts=scores.prompts, kl=scores.kl, rule=rule
+            if menu:
+                self.emit(Notice(text="No terminal for a menu: choosing as auto_select does", level="warning"))
+            best, rule = choose(trials, self.settings.search.kl_ceiling)
+            chosen = [best]
+        for trial in chosen:
+            scores = trial.scores
+            self.emit(
+                TrialSelected(
+                    trial=trial.number, refusals=scores.refusals, prompts=scores.prompts, kl=scores.kl, rule=rule
+                )
             )
-        )
+        if not chosen:
+            self.emit(
+                Notice(text=f"Nothing was chosen and nothing saved; bruno export {self.folder} --trial N saves any")
+            )
         return chosen, rule
 
     def save(self, chosen: FinishedTrial, rule: str) -> Path | None:
@@ -286,10 +294,14 @@ class Run:
         self.emit(event)
         return event
 
-    def describe(self, chosen: FinishedTrial, rule: str, saved: Path | None, held_out: HeldOut | None) -> None:
-        """Write what was found beside the study and into the saved model: report, recipe, card with held-out scores."""
-        write_report(self, chosen, rule, saved, held_out)
-        write_recipe(recipe_of(self, chosen, rule, saved), self.folder, saved)
+    def describe(
+        self, chosen: FinishedTrial, rule: str, saved: Path | None, held_out: HeldOut | None, *, of_the_run: bool = True
+    ) -> None:
+        """Write report, recipe and card into the saved model, and report and recipe beside the study too where this is
+        the run's (first) choice."""
+        folders = [self.folder] if of_the_run else []
+        write_report(self, chosen, rule, saved, held_out, folders)
+        write_recipe(recipe_of(self, chosen, rule, saved), *folders, saved)
         if saved is not None:
             write_card(saved, card_of(self, chosen, rule, held_out))
             if self.settings.export.adapter:
@@ -309,26 +321,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = round(time.monotonic() - began, 1)
-
-
-def ask(front: Sequence[FinishedTrial]) -> FinishedTrial:
-    """Show the trials that nothing beats and read the number of one from the terminal.
-
-    Raises:
-        BrunoError: the person closed the input without choosing.
-    """
-    by_number = {str(trial.number): trial for trial in front}
-    for trial in front:
-        scores = trial.scores
-        sys.stdout.write(f"  trial {trial.number}: {scores.refusals} of {scores.prompts} refused, KL {scores.kl:.4f}\n")
-    while True:
-        sys.stdout.write("Number of the trial to save: ")
-        sys.stdout.flush()
-        line = sys.stdin.readline()
-        if not line:
-            raise BrunoError("No trial was chosen", fix="Start the same command again; the study is kept")
-        if line.strip() in by_number:
-            return by_number[line.strip()]
 
 
 def _announce(
