@@ -22,6 +22,7 @@ from bruno.engine.model.loading import LoadedModel
 from bruno.errors import InputError
 from tests.engine.edits.test_build import MODES, with_compliance
 from tests.engine.edits.test_equivalence import METHODS
+from tests.engine.export.test_card import CARD
 from tests.engine.models import CONFIGS, VISION, experts_as_modules, loaded_model, tiny_tokenizer
 
 TRIAL = TrialEdit("global", 1.6, {ATTENTION: Kernel(1.2, 2, 0.3, 1.5), MLP: Kernel(0.8, 2.5, 0.2, 1.5)}, further=0.5)
@@ -204,7 +205,7 @@ def test_a_quantised_checkpoint_names_the_one_to_use(
 
 def test_everything_that_is_not_edited_keeps_its_bytes(tmp_path: Path) -> None:
     loaded = saved("qwen2", tmp_path / "base", torch.bfloat16)
-    folder = write(loaded, tmp_path / "edited", card={"KL divergence": "0.1"})
+    folder = write(loaded, tmp_path / "edited", card=CARD)
     edited = {f"model.layers.{i}.{name}.weight" for i in (1, 2, 3) for name in ("self_attn.o_proj", "mlp.down_proj")}
     shards = sorted(path.name for path in (tmp_path / "base").glob("*.safetensors"))
     assert len(shards) > 2
@@ -221,8 +222,8 @@ def test_everything_that_is_not_edited_keeps_its_bytes(tmp_path: Path) -> None:
     assert (folder / "README.base-model.md").read_text() == "the base model's card"
     card = (folder / "README.md").read_text()
     assert "# edited\n" in card
-    assert "| KL divergence | 0.1 |" in card
-    assert "safety behaviour" in card
+    assert "0.1234" in card
+    assert "Safety behaviour may be changed" in card
     assert not (folder / ".cache").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "edited"]
 
