@@ -6,6 +6,7 @@ prompts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,22 +63,37 @@ def supervised_probe(bad: torch.Tensor, good: torch.Tensor, refused: torch.Tenso
 def _fit(samples: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, float]:
     """Normal [d] and balanced accuracy of one layer, from samples [n, d] fp64.
 
-    The weights of an L2 regression lie in the span of its inputs, Z = F Q^T with Q [d, r] orthonormal: fitting on F
-    [n, r] and multiplying by Q gives the same weights with the same penalty. A score w . (x - mean) / scale has the
-    normal w / scale in the space of x.
+    A score w . (x - mean) / scale has the normal w / scale in the space of x.
     """
     scale = samples.std(0, correction=0)
     varies = scale > 1e-9 * samples.abs().mean().clamp_min(1e-30)
     if not varies.any():
         return torch.zeros_like(scale), 0.0
     inverse = torch.where(varies, 1.0 / scale.clamp_min(1e-30), torch.zeros_like(scale))
-    basis, triangle = torch.linalg.qr(((samples - samples.mean(0)) * inverse).T)  # [d, r], [r, n]
-    features = triangle.T.cpu().numpy()
-    model = LogisticRegression(class_weight="balanced", max_iter=2000)
+    inputs = (samples - samples.mean(0)) * inverse
+    features, back = _compact(inputs)
+    rows = features.cpu().numpy()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    accuracy = cross_val_score(model, features, labels, scoring="balanced_accuracy", cv=folds).mean()
-    inside = torch.from_numpy(model.fit(features, labels).coef_[0]).to(basis)
-    return normalise(inverse * (basis @ inside)), float(accuracy)
+    rough, fine = (LogisticRegression(class_weight="balanced", max_iter=2000, tol=tol) for tol in (1e-4, 1e-6))
+    accuracy = cross_val_score(rough, rows, labels, scoring="balanced_accuracy", cv=folds).mean()
+    weights = back(torch.from_numpy(fine.fit(rows, labels).coef_[0]).to(inputs))
+    return normalise(inverse * weights), float(accuracy)
+
+
+def _compact(inputs: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Features with the inner products of the inputs Z [n, d] but at most n columns, and the way back to weights [d].
+
+    The weights of an L2 regression lie in the span of its inputs: w = Z^T a. With Z Z^T = F F^T (Cholesky) the scores are
+    F u with u = F^T a, and |u| = |w|: the fit on F has the same scores and the same penalty. Exact but for 1e-10 of the
+    diagonal, which keeps the factorisation of centred inputs (whose rank is below n) defined.
+    """
+    size, hidden = inputs.shape
+    if hidden <= size:
+        return inputs, lambda weights: weights
+    gram = inputs @ inputs.T
+    gram.diagonal().add_(1e-10 * gram.diagonal().mean())
+    factor = torch.linalg.cholesky(gram)
+    return factor, lambda inside: inputs.T @ torch.linalg.solve_triangular(factor.T, inside[:, None], upper=True)[:, 0]
 
 
 def ensemble(
