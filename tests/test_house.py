@@ -15,7 +15,9 @@ ROADS = {
     "fabric": {"fleet/*"},
     "paramiko": {"fleet/*"},
     "asyncssh": {"sandbox/*"},
-    "subprocess": {"sandbox/*"},
+    "subprocess": {"sandbox/*", "fleet/local.py"},
+    "invoke": {"fleet/*"},
+    "pty": {"sandbox/*"},
     "textual": {"tui/*"},
     "torch": {"engine/*"},
     "transformers": {"engine/*"},
@@ -52,6 +54,8 @@ def test_no_shell_anywhere() -> None:
                 assert node.value.value is False, path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("os", "system"), ("os", "popen")}, path
+                assert not (node.value.id == "os" and node.attr.startswith(("exec", "spawn", "posix_spawn"))), path
+                assert not node.attr.startswith("create_subprocess") or "sandbox" in path.parts, path
 
 
 def test_only_the_two_confirm_files_mint() -> None:

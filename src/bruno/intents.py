@@ -158,7 +158,7 @@ class RunCommand(_Intent):
     """Run one shell line on a rented instance. Exactly the line that was said: nothing is added, quoted or left out."""
 
     kind: Literal["run_command"] = "run_command"
-    command: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*\S[^\x00]*\Z")
+    command: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*\S[^\x00]*\z")
     target: str | None = Field(default=None, max_length=256)
     """Instance id, label or run name; None means the one running instance of bruno's there is."""
     seconds: float | None = Field(default=None, gt=0, le=86_400)

@@ -220,6 +220,22 @@ def resume(ctx: typer.Context, run: RunName = None, *, sandbox: Sandbox = False,
     return _submit(ctx, ResumeRun(target=run), sandbox=sandbox, as_json=as_json, acts="resume")
 
 
+@app.command("exec")
+def run_line(
+    ctx: typer.Context,
+    command: Annotated[str, typer.Argument(help="One shell line, quoted.")],
+    *,
+    on: Annotated[str | None, typer.Option("--on", help="Instance id, label or run name.", metavar="INSTANCE")] = None,
+    seconds: Annotated[float | None, typer.Option("--timeout", help="End it after so many seconds.", min=0.1)] = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run a shell line on an instance. The guard says whether it runs, asks or refuses. The exit code is the line's own."""
+    from bruno.cli.execute import execute
+
+    return execute(ctx.obj.with_sandbox(sandbox), command, on=on, seconds=seconds, as_json=as_json)
+
+
 @app.command()
 def costs(ctx: typer.Context, *, sandbox: Sandbox = False, as_json: AsJson = False) -> int:
     """What was spent, and what is being spent."""

@@ -38,7 +38,9 @@ class Conclusion:
         Raises:
             Denied: the guard said no. NotConfirmed: the word or the letter was not given.
         """
-        self._output.reply(reply)
+        allowed = reply.kind == "card" and reply.decision.verdict is Verdict.ALLOW
+        if not allowed or self._output.as_json:  # what is allowed is carried out at once, and says itself what it does
+            self._output.reply(reply)
         match reply.kind:
             case "answer":
                 return 1 if reply.failed else 0
@@ -91,7 +93,7 @@ class Conclusion:
             )
         if card.decision.verdict is Verdict.CLARIFY:
             raise NotConfirmed("this has two meanings, nothing was done", fix="Say which one in the sentence itself")
-        if self._readonly:
+        if self._readonly and card.decision.verdict is not Verdict.ALLOW:
             raise Denied("--readonly was given, nothing was done", fix="Leave --readonly out to act")
 
     def _act(self, card: Card, permit: Permit | None) -> int:
@@ -100,7 +102,7 @@ class Conclusion:
                 card, permit, on_event=on_event, follow=self._go_on, cancel=cancel
             ),
             operator=self._operator,
-            run_id=card.plan.run_id,
+            run_id=None if card.is_shell_line else card.plan.run_id,
             output=self._output,
         ).exit_code
 

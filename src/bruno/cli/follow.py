@@ -42,6 +42,8 @@ class Followed:
     def exit_code(self) -> int:
         if self.interrupted:
             return INTERRUPTED
+        if self.answer is not None and self.answer.exit_code is not None:
+            return self.answer.exit_code
         return 6 if self.answer is not None and self.answer.failed else 0
 
 
@@ -147,7 +149,7 @@ class _Looks:
         self._operator = operator
         self._output = output
         self._run_id = run_id
-        self._bar = _Bar() if output.on_terminal and not output.as_json else None
+        self._bar = _Bar() if output.on_terminal and not output.as_json and run_id is not None else None
         self._last: tuple[object, ...] = ()
 
     def __enter__(self) -> _Looks:

@@ -21,6 +21,12 @@ def available() -> bool:
     return bool(app.registered_commands)
 
 
+def _git_remote(ctx: typer.Context) -> str:
+    from bruno.cli.session import settings_in_force
+
+    return settings_in_force(ctx.obj).guard.git_remote
+
+
 def _rules(ctx: typer.Context) -> CommandRules:
     from bruno.cli.session import settings_in_force
     from bruno.guard.command_rules import load_command_rules
@@ -41,12 +47,12 @@ def check(
     from bruno.guard.command import check as verdict_of
     from bruno.guard.shapes import Level
 
-    rules, output = _rules(ctx), Output(as_json=as_json or command == "-")
+    rules, remote, output = _rules(ctx), _git_remote(ctx), Output(as_json=as_json or command == "-")
     if command == "-":
         for line in sys.stdin:
-            output.json(verdict_of(line.rstrip("\n"), rules).as_dict())
+            output.json(verdict_of(line.rstrip("\n"), rules, git_remote=remote).as_dict())
         return 0
-    verdict = verdict_of(command, rules)
+    verdict = verdict_of(command, rules, git_remote=remote)
     if output.as_json:
         output.json(verdict.as_dict())
     else:

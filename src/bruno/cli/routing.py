@@ -15,7 +15,19 @@ from bruno.errors import InputError
 COMMANDS = frozenset(
     {
         *("do", "plan", "progress", "runs", "instances", "offers", "stop", "destroy", "fetch", "resume", "costs"),
-        *("chat", "abliterate", "explain", "export", "reproduce", "config", "sandbox", "guard", "audit", "concern"),
+        *(
+            "exec",
+            "chat",
+            "abliterate",
+            "explain",
+            "export",
+            "reproduce",
+            "config",
+            "sandbox",
+            "guard",
+            "audit",
+            "concern",
+        ),
     }
 )
 _FLAGS = {"--sandbox", "--readonly", "--version", "--help", "-h"}

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bruno.guard.sanitise import safe, safe_line
 from bruno.settings.secrets import redact
@@ -18,22 +18,27 @@ from bruno.tui import words
 if TYPE_CHECKING:
     from bruno.operator.views import Answer, Ask, Card, Happening, InstancesView, OfferView, Reply, RunView
 
-_MARKS = {"quiet": " ", "info": " ", "good": "✔", "warn": "!", "bad": "✘"}
+_MARKS = {"output": " ", "quiet": " ", "info": " ", "good": "✔", "warn": "!", "bad": "✘"}
 
 
 class Output:
-    """Everything a command says."""
+    """Everything a command says.
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    Args:
+        as_json: objects instead of lines.
+        aside: bruno's own words go to stderr, so that stdout carries what a shell line printed and nothing else.
+    """
+
+    def __init__(self, *, as_json: bool = False, aside: bool = False) -> None:
         self.as_json = as_json
+        self._aside = aside and not as_json
 
     @property
     def on_terminal(self) -> bool:
-        return sys.stdout.isatty()
+        return (sys.stderr if self._aside else sys.stdout).isatty()
 
     def line(self, text: str = "") -> None:
-        sys.stdout.write(redact(text) + "\n")
-        sys.stdout.flush()
+        _write(sys.stderr if self._aside else sys.stdout, text)
 
     def json(self, value: dict[str, Any]) -> None:
         self.line(json.dumps(value, ensure_ascii=False))
@@ -69,6 +74,8 @@ class Output:
     def happening(self, happening: Happening) -> None:
         if self.as_json:
             self.json({"kind": "happening", **happening.model_dump(mode="json")})
+        elif happening.level == "output":
+            _write(sys.stderr if happening.stream == "stderr" else sys.stdout, safe(happening.text))
         else:
             stamp = happening.at.astimezone().strftime("%H:%M:%S")
             self.line(f"{stamp} {_MARKS[happening.level]} {safe_line(happening.text, 1_000)}")
@@ -95,7 +102,7 @@ class Output:
             self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
 
     def _answer(self, answer: Answer) -> None:
-        if answer.text:
+        if answer.text and not (self._aside and answer.exit_code == 0):
             self.line(safe(answer.text))
         if answer.rows:
             self.table(answer.rows[0], [[safe_line(cell) for cell in row] for row in answer.rows[1:]])
@@ -126,6 +133,11 @@ class Output:
             self.table(words.OFFER_HEADS, [words.offer_row(row) for row in rows])
         else:
             self.line("no offer meets these wishes now")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(redact(text) + "\n")
+    stream.flush()
 
 
 def card_json(card: Card) -> dict[str, Any]:

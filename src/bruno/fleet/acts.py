@@ -98,14 +98,23 @@ def start(vast: Vast, action: StartInstance, permit: Permit, now: datetime) -> N
     )
 
 
+def still_as_confirmed(vast: Vast, target: Target, otherwise: str) -> Instance:
+    """The instance as the provider shows it now.
+
+    Raises: InstanceGone, Unreachable, FactsChanged (id, label or SSH port; `otherwise` says what was therefore not done).
+    """
+    shown = _present(vast, target)
+    _unchanged(_differences(shown, target), otherwise)
+    return shown
+
+
 def stop(vast: Vast, action: StopInstance, permit: Permit, now: datetime) -> None:
     """Ask for the stop. The provider says `success` at once; only `waits.wait_stopped` knows that it has happened.
 
     Raises: Denied, FactsChanged (id, label or SSH port), InstanceGone, ProviderRefused, Unreachable, OutcomeUnknown.
     """
     permit.require(action, now=now)
-    shown = _present(vast, action.target)
-    _unchanged(_differences(shown, action.target), f"instance {shown.id} was not stopped")
+    shown = still_as_confirmed(vast, action.target, f"instance {action.target.instance_id} was not stopped")
     _change(
         vast,
         shown.id,

@@ -142,6 +142,19 @@ class Link:
                 client.close()
 
     @contextmanager
+    def channel(self, doing: str) -> Iterator[paramiko.Channel]:
+        """A channel of its own on this link, for a command that is followed while it runs. The caller sees to its time."""
+        with self._translated(doing):
+            transport = self._connection.transport
+            if transport is None or not transport.is_active():
+                raise self._lost(doing)
+            channel = transport.open_session(timeout=SFTP_SECONDS)
+            try:
+                yield channel
+            finally:
+                channel.close()
+
+    @contextmanager
     def _link(self, doing: str, seconds: float) -> Iterator[None]:
         """The lock, the time limit and the translation of failures around one operation."""
         with self._lock, self._translated(doing):

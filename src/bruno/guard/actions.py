@@ -12,6 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LONGEST_COMMAND = 8192
+"""Characters of a raw shell line."""
+
 
 class Risk(IntEnum):
     """How much an action can hurt, lowest first. Anything above READ needs a permit in `fleet`."""
@@ -47,9 +50,26 @@ class _Action(BaseModel):
         """One line: what will happen, to which thing."""
         raise NotImplementedError
 
+    def preconditions(self) -> tuple[str, ...]:
+        """What must hold at the moment of acting, each read again then; one that does not hold, or is unknown, stops it."""
+        raise NotImplementedError
+
+    def costs(self) -> str:
+        """What it costs, in words with their figures; "nothing" where that is so."""
+        raise NotImplementedError
+
     def blast_radius(self) -> str:
         """How far the effect reaches; empty when it ends with the action itself."""
         return ""
+
+    def verbatim(self) -> str:
+        """Text that is shown character by character, since every blank and quote of it counts; empty when there is none."""
+        return ""
+
+
+def _still(target: Target) -> str:
+    port = target.ssh_port if target.ssh_port is not None else "none"
+    return f"instance {target.instance_id} still has label {target.label} and SSH port {port}"
 
 
 class CreateInstance(_Action):
@@ -81,6 +101,16 @@ class CreateInstance(_Action):
             f"rent {count}{self.gpu} (offer {self.offer_id}, {self.disk_gb:g} GB disk) at up to ${self.max_dph:.3f}/h"
         )
 
+    def preconditions(self) -> tuple[str, ...]:
+        return (
+            f"offer {self.offer_id} is still {self.gpu} on machine {self.machine_id}, with room for {self.disk_gb:g} GB",
+            f"its price is at most ${self.max_dph:.3f}/h, disk included",
+            f"no instance is labelled {self.label} yet; else that one is taken and nothing is rented",
+        )
+
+    def costs(self) -> str:
+        return f"up to ${self.max_dph:.3f}/h from the moment it is rented"
+
     def blast_radius(self) -> str:
         return (
             "billing starts at once and goes on until the instance is stopped; its disk is billed until it is destroyed"
@@ -102,6 +132,18 @@ class StartInstance(_Action):
     def describe(self) -> str:
         return f"start instance {self.target.instance_id} ({self.target.label}) at ${self.max_dph:.3f}/h"
 
+    def preconditions(self) -> tuple[str, ...]:
+        return (
+            f"instance {self.target.instance_id} is still labelled {self.target.label}",
+            f"its price is at most ${self.max_dph:.3f}/h, and its contract has not ended",
+        )
+
+    def costs(self) -> str:
+        return f"up to ${self.max_dph:.3f}/h while it runs"
+
+    def blast_radius(self) -> str:
+        return "billing starts again and goes on until the instance is stopped"
+
 
 class StopInstance(_Action):
     """Stop a running instance: kills every process on it, keeps its disk."""
@@ -120,6 +162,12 @@ class StopInstance(_Action):
         port = self.target.ssh_port if self.target.ssh_port is not None else "unknown"
         return f"stop instance {self.target.instance_id} (label {self.target.label}, SSH port {port})"
 
+    def preconditions(self) -> tuple[str, ...]:
+        return (_still(self.target),)
+
+    def costs(self) -> str:
+        return "nothing; its disk is billed until it is destroyed"
+
     def blast_radius(self) -> str:
         return self.kills or "kills every process on the instance"
 
@@ -137,6 +185,12 @@ class DestroyInstance(_Action):
 
     def describe(self) -> str:
         return f"destroy instance {self.target.instance_id} (label {self.target.label}) and everything on its disk"
+
+    def preconditions(self) -> tuple[str, ...]:
+        return (_still(self.target),)
+
+    def costs(self) -> str:
+        return "nothing, and nothing is billed for it afterwards"
 
     def blast_radius(self) -> str:
         return self.loses or "every file on the instance is lost"
@@ -158,6 +212,16 @@ class RegisterKey(_Action):
 
     def describe(self) -> str:
         return f"register bruno's SSH key {self.fingerprint}"
+
+    def preconditions(self) -> tuple[str, ...]:
+        return (f"bruno's own key is still {self.fingerprint}",)
+
+    def costs(self) -> str:
+        return "nothing"
+
+    def blast_radius(self) -> str:
+        where = "every instance rented from now on" if self.instance_id is None else f"instance {self.instance_id}"
+        return f"whoever holds bruno's key can log in to {where}"
 
 
 class RunPlaybook(_Action):
@@ -182,8 +246,95 @@ class RunPlaybook(_Action):
     def describe(self) -> str:
         return f"run playbook {self.playbook} on it, {len(self.steps)} steps, the engine reshaping {self.model}"
 
+    def preconditions(self) -> tuple[str, ...]:
+        return (
+            "the machine is the one this plan rents: its host key and its own label file say so",
+            "no other bruno carries the run on, and its engine runs at most once",
+        )
+
+    def costs(self) -> str:
+        return "nothing by itself; the machine is billed while it runs"
+
+    def blast_radius(self) -> str:
+        return "processes and files on that machine; the model is copied home"
+
+
+class _Command(_Action):
+    """A raw shell line, exactly as it is handed to bash, with the verdict it was shown with."""
+
+    command: str = Field(min_length=1, max_length=LONGEST_COMMAND, pattern=r"^[^\x00]+\z")
+    """Byte for byte what runs. No NUL: bash would end the command there."""
+    level: Literal["allow", "ask", "typed_yes", "refuse"]
+    """The guard's verdict. It is taken again when the plan is judged and at the act; a stricter one then stops it."""
+    reasons: tuple[str, ...] = ()
+    wipes: bool = False
+    """It may delete all that is kept on the machine."""
+    seconds: float = Field(gt=0)
+    """It is ended after so long."""
+
+    @property
+    def risk(self) -> Risk:  # type: ignore[override]  # known with the verdict, not with the class
+        if self.level == "allow":
+            return Risk.READ
+        return Risk.IRREVERSIBLE if self.wipes else Risk.CHANGE if self.level == "ask" else Risk.DESTRUCTIVE
+
+    @property
+    def inverse(self) -> str:  # type: ignore[override]
+        if self.level in ("allow", "ask"):
+            return "nothing of bruno's undoes it"
+        return ""
+
+    def verbatim(self) -> str:
+        return self.command
+
+    def blast_radius(self) -> str:
+        return "; ".join(self.reasons[:4])
+
+
+class RunCommand(_Command):
+    """Run a shell line on an instance, as its SSH user."""
+
+    kind: Literal["run_command"] = "run_command"
+    target: Target
+
+    def calls(self) -> tuple[str, ...]:
+        return (f"ssh instance {self.target.instance_id}: bash -c the line above, for {self.seconds:g} s at most",)
+
+    def describe(self) -> str:
+        return f"run a shell line on instance {self.target.instance_id} ({self.target.label})"
+
+    def preconditions(self) -> tuple[str, ...]:
+        return (
+            _still(self.target),
+            "its host key and its own label file say so",
+            "the verdict on the line is no stricter",
+        )
+
+    def costs(self) -> str:
+        return "nothing by itself; the machine is billed while it runs"
+
+
+class RunLocal(_Command):
+    """Run a shell line on the operator's own machine, as the operator."""
+
+    kind: Literal["run_local"] = "run_local"
+    folder: str
+    """Where it runs; checked again at the act."""
+
+    def calls(self) -> tuple[str, ...]:
+        return (f"bash -c the line above, here, for {self.seconds:g} s at most",)
+
+    def describe(self) -> str:
+        return f"run a shell line on this machine, in {self.folder}"
+
+    def preconditions(self) -> tuple[str, ...]:
+        return (f"{self.folder} is the folder it runs in", "the verdict on the line is no stricter")
+
+    def costs(self) -> str:
+        return "nothing"
+
 
 Action = Annotated[
-    CreateInstance | StartInstance | StopInstance | DestroyInstance | RegisterKey | RunPlaybook,
+    CreateInstance | StartInstance | StopInstance | DestroyInstance | RegisterKey | RunPlaybook | RunCommand | RunLocal,
     Field(discriminator="kind"),
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bruno.guard.actions import DestroyInstance, Risk, StartInstance, StopInstance
+from bruno.guard.actions import DestroyInstance, Risk, RunCommand, StartInstance, StopInstance
 from bruno.guard.decision import RuleHit, Verdict
 from bruno.guard.plan import Plan
 
@@ -28,7 +28,22 @@ def judge_targets(plan: Plan) -> Iterator[RuleHit]:
             yield from _losses(plan, action)
 
 
-def _identity(plan: Plan, action: StopInstance | DestroyInstance | StartInstance) -> Iterator[RuleHit]:
+def judge_command_target(plan: Plan, action: RunCommand) -> Iterator[RuleHit]:
+    """Hits for a shell line: it reaches exactly the instance that was shown, which runs, or none.
+
+    The host key and the label file are read when the link is opened, before anything is sent over it.
+    """
+    yield from _identity(plan, action)
+    known, status = _fact(plan, "status")
+    if not known or str(status) not in _RUNNING:
+        said = status if known else "unknown"
+        reason = f"the status of instance {action.target.instance_id} is {said}: nothing can be run on it"
+        yield RuleHit.deny("not-running", reason, "Wait until it runs, or start it first")
+        return
+    yield from _ports(plan, action)
+
+
+def _identity(plan: Plan, action: StopInstance | DestroyInstance | StartInstance | RunCommand) -> Iterator[RuleHit]:
     target = action.target
     for name, wanted in (("instance_id", target.instance_id), ("label", target.label)):
         known, value = _fact(plan, name)
@@ -68,7 +83,7 @@ def _host(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHi
         )
 
 
-def _ports(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHit]:
+def _ports(plan: Plan, action: StopInstance | DestroyInstance | RunCommand) -> Iterator[RuleHit]:
     target = action.target
     _, ours = _fact(plan, "ssh_port")
     _, theirs = _fact(plan, "provider_ssh_port")

@@ -9,10 +9,18 @@ import textwrap
 
 from bruno.guard.decision import Verdict
 from bruno.guard.plan import Cost, Fact, Plan
-from bruno.guard.sanitise import safe_line
+from bruno.guard.sanitise import safe, safe_line
 from bruno.operator.views import Card
 
 _LINE = 400
+
+
+class Verbatim(str):
+    """A line that is neither wrapped nor squeezed: every blank of it counts."""
+
+    __slots__ = ()
+
+
 _HEADLINE = ("gpu_memory_gb", "reliability", "location")
 _WORDED = frozenset({*_HEADLINE, "model_bytes", "disk_gb", "dph_total", "model_class"})
 """Facts that stand in a line of their own already."""
@@ -28,10 +36,28 @@ def lines(card: Card, width: int = 78) -> tuple[str, ...]:
     out += ["", "What will be done"]
     for number, step in enumerate(plan.steps, 1):
         out.append(f"  {number}. {step.action.describe()}" + (f" ({step.why})" if step.why else ""))
+        out += [Verbatim(piece) for piece in _verbatim(step.action.verbatim(), width - 8)]
         out += [f"     $ {call}" for call in step.action.calls()]
+        out.append(f"     only if: {'; '.join(step.action.preconditions())}")
         out.append(f"     undo: {step.action.inverse or 'none, this cannot be undone'}")
     out += ["", _ending(card)]
-    return tuple(piece for line in out for piece in _wrapped(line, width))
+    return tuple(
+        piece for line in out for piece in ([str(line)] if isinstance(line, Verbatim) else _wrapped(line, width))
+    )
+
+
+def _verbatim(text: str, width: int) -> list[str]:
+    """The text, character by character: `|` begins a line of it, `+` goes on with it; what would not show is its code."""
+    pieces = []
+    for line in text.split("\n") if text else []:
+        shown = "".join(each if _shows(each) else f"\\u{{{ord(each):x}}}" for each in line)
+        starts = range(0, max(len(shown), 1), width)
+        pieces += [f"     {'+' if start else '|'} {shown[start : start + width]}" for start in starts]
+    return pieces
+
+
+def _shows(character: str) -> bool:
+    return character.isprintable() and (character.isascii() or safe(character) == character)
 
 
 def _rows(card: Card) -> list[str]:

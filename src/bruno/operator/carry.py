@@ -5,15 +5,17 @@ from __future__ import annotations
 from threading import Event
 from typing import TYPE_CHECKING
 
-from bruno.errors import RunFailed
-from bruno.guard.actions import DestroyInstance, RunPlaybook, StopInstance
+from bruno.errors import Denied, RunFailed
+from bruno.guard.actions import DestroyInstance, RunCommand, RunLocal, RunPlaybook, StopInstance
 from bruno.guard.permit import Permit
 from bruno.guard.plan import Plan
+from bruno.guard.sanitise import safe
 from bruno.operator.views import Answer, Happening
 from bruno.records.tables import RunState
 from bruno.runs.acting import perform
 from bruno.runs.events import Kind, RunEvent
 from bruno.runs.runner import Runner
+from bruno.settings.secrets import redact
 
 if TYPE_CHECKING:
     from bruno.operator.service import OnHappening, Operator
@@ -30,9 +32,13 @@ _QUIET = frozenset({Kind.LOG, Kind.PROGRESS, Kind.TRANSFER})
 
 
 def carry_out(
-    operator: Operator, plan: Plan, permit: Permit, *, on_event: OnHappening, follow: bool, cancel: Event
+    operator: Operator, plan: Plan, permit: Permit | None, *, on_event: OnHappening, follow: bool, cancel: Event
 ) -> Answer:
     """Every step of a confirmed plan, in order. A run's own steps are the runner's."""
+    if len(plan.steps) == 1 and isinstance(plan.steps[0].action, RunCommand | RunLocal):
+        return _run_line(operator, plan, plan.steps[0].action, permit, on_event=on_event, cancel=cancel)
+    if permit is None:
+        raise Denied("this plan needs a confirmation", fix="Type the word it asks for")
     playbook = next((step.action for step in plan.steps if isinstance(step.action, RunPlaybook)), None)
     if playbook is not None:
         runner = Runner(operator.world)
@@ -47,6 +53,31 @@ def carry_out(
         told.append(_outcome(step.action, result, plan))
         on_event(_say(operator, told[-1], plan.run_id, good=True))
     return Answer(text="; ".join(told))
+
+
+def _run_line(
+    operator: Operator,
+    plan: Plan,
+    action: RunCommand | RunLocal,
+    permit: Permit | None,
+    *,
+    on_event: OnHappening,
+    cancel: Event,
+) -> Answer:
+    """A shell line: its output as it comes, sanitised line by line, and its exit code."""
+
+    def hear(stream: str, line: str) -> None:
+        text = str(safe(redact(line)))
+        on_event(Happening(at=operator.world.clock(), level="output", text=text, stream=stream))  # type: ignore[arg-type]
+
+    result = perform(action, permit, operator.world, run_id=plan.run_id, plan_id=plan.plan_id, hear=hear, cancel=cancel)
+    code, how = int(result["exit_code"]), str(result["ended"])
+    where = f"on instance {action.target.instance_id}" if isinstance(action, RunCommand) else "here"
+    if how == "timed out":
+        return Answer(text=f"ended {where} after {action.seconds:g} s: it took too long", failed=True, exit_code=code)
+    if how == "cancelled":
+        return Answer(text=f"called off: the command was ended {where}", failed=True, exit_code=code)
+    return Answer(text=f"exit code {code} {where}", failed=code != 0, exit_code=code)
 
 
 def follow_run(

@@ -140,6 +140,8 @@ class Answer(_View):
     """First row: column heads."""
     suggestions: tuple[str, ...] = ()
     failed: bool = False
+    exit_code: int | None = None
+    """Of a shell line that was run: what the command line then exits with."""
 
 
 class Ask(_View):
@@ -158,6 +160,11 @@ class Card(_View):
     origin_words: str = ""
     """What the person typed."""
     proposed_by_assistant: bool = False
+
+    @property
+    def is_shell_line(self) -> bool:
+        """Whether it runs a shell line: what follows is that line's output, not a run's progress."""
+        return any(step.action.verbatim() for step in self.plan.steps)
 
     def lines(self) -> tuple[str, ...]:
         """The card as text, from the plan object alone (see `operator.card`)."""
@@ -205,7 +212,10 @@ class Happening(_View):
     """Something that happened while a plan is carried out; the faces append it to their log."""
 
     at: datetime
-    level: Literal["quiet", "info", "good", "warn", "bad"] = "info"
-    """quiet: a view has changed (new log lines, progress); nothing to add to the conversation."""
+    level: Literal["quiet", "info", "good", "warn", "bad", "output"] = "info"
+    """quiet: a view has changed (new log lines, progress); nothing to add to the conversation. output: a line that a shell line
+    printed, sanitised, its blanks kept."""
     text: str
     run_id: str | None = None
+    stream: Literal["stdout", "stderr"] = "stdout"
+    """Of output."""

@@ -81,6 +81,15 @@ class Assistant(Group):
     """Seconds to wait for a reply."""
 
 
+class Guard(Group):
+    """Raw shell commands: `bruno exec`, `!` and `!!`."""
+
+    git_remote: str = "origin"
+    """The one remote that `git push` may go to; a push to any other is refused ("" = every push is asked about)."""
+    command_seconds: float = Field(default=600, gt=0, le=86_400)
+    """How long a shell command may run before it is ended."""
+
+
 class Sandbox(Group):
     """The emulated provider."""
 
@@ -95,6 +104,7 @@ class Settings(EngineSettings):
 
     fleet: Fleet = Fleet()
     assistant: Assistant = Assistant()
+    guard: Guard = Guard()
     sandbox: Sandbox = Sandbox()
     models: dict[str, ModelAlias] = Field(
         default_factory=lambda: {k: ModelAlias.model_validate(v) for k, v in MODELS.items()}

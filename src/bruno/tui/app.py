@@ -162,11 +162,17 @@ class BrunoApp(Replies):
         self.main.show(self.snapshot)
 
     def _draw_happenings(self) -> None:
+        printed: list[str] = []
         while not self.happenings.empty():
             happening = self.happenings.get_nowait()
-            if happening.level == "quiet":
-                continue  # the views show it
-            self.main.talk.happened(happening.at, happening.level, happening.text)
+            if happening.level == "output":  # lines that came together are one entry
+                printed.append(happening.text)
+                continue
+            self.main.talk.printed(printed)
+            printed.clear()
+            if happening.level != "quiet":  # the views show that
+                self.main.talk.happened(happening.at, happening.level, happening.text)
+        self.main.talk.printed(printed)
 
     def write_down(self, error: Exception) -> str:
         from bruno.settings.secrets import redact

@@ -41,6 +41,11 @@ class Conversation(VerticalScroll):
         """Something that happened, with its time and a glyph."""
         self._add(f"{at.astimezone():%H:%M:%S} {_GLYPHS.get(level, '·')} {safe_line(text, 1_000)}", level)
 
+    def printed(self, lines: Sequence[str]) -> None:
+        """What a shell line printed, as it was printed."""
+        if lines:
+            self._add(safe("\n".join(lines)), "output")
+
     def card(self, card: Card) -> None:
         """A plan that was shown: kept, so that it can be read again."""
         from bruno.operator.card import lines

@@ -162,8 +162,10 @@ class Replies(App[Leave]):
     async def _card(self, card: Card) -> None:
         from bruno.guard.decision import Verdict
 
-        self.main.talk.card(card)
-        if self.readonly or card.decision.verdict not in (Verdict.ALLOW, Verdict.CONFIRM):
+        allowed = card.decision.verdict is Verdict.ALLOW
+        if not allowed:
+            self.main.talk.card(card)
+        if not allowed and (self.readonly or card.decision.verdict is not Verdict.CONFIRM):
             if self.readonly:
                 self.main.talk.said("this console is read-only, nothing was done", "warn")
             return
