@@ -13,6 +13,7 @@ from bruno.guard.disk import GB, DiskNeed, disk_needed
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.guard.rules import DiskRules
 from bruno.intents import StartRun
+from bruno.operator.prompts import check_prompts
 from bruno.operator.resolve import Gpu, Model, find_gpu, find_model, slug
 from bruno.runs.money import Estimate, estimate
 from bruno.runs.playbook import load_playbook
@@ -40,8 +41,9 @@ def plan_start(
     _check_access(model)
     need = disk_needed(model.about.weights_gb * GB, model.about.size_class, rules=disk_rules)
     disk_gb = intent.disk_gb or need.gb
-    offer = _cheapest(intent, gpu, disk_gb, world)
     engine = _engine_settings(intent, model, settings)
+    unchecked = check_prompts(engine)
+    offer = _cheapest(intent, gpu, disk_gb, world)
     trials = intent.trials or model.about.trials or settings.search.trials
     forecast = estimate(
         model=model.about.id,
@@ -60,7 +62,7 @@ def plan_start(
         run_id=name,
         steps=tuple(Step(action=action, why=why) for action, why in actions),
         facts=_facts(model, offer, disk_gb, listing, account, trials),
-        notes=_notes(model, need, disk_gb, forecast, engine),
+        notes=(*_notes(model, need, disk_gb, forecast, engine), *unchecked),
         cost=Cost(
             per_hour=offer.dph_total, hours=forecast.hours, total=forecast.total, stopped_per_day=offer.stopped_per_day
         ),

@@ -105,6 +105,10 @@ def _streamed(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
+class HubUnreachable(InputError):
+    """Nobody can say whether a data set can be read: the hub does not answer."""
+
+
 def unreadable(source: Source, error: BaseException) -> InputError:
     """What went wrong with a hub data set, and what to do, in one line."""
     causes = _chain(error)
@@ -112,8 +116,8 @@ def unreadable(source: Source, error: BaseException) -> InputError:
         return gated(source)
     if any(isinstance(cause, hub_errors.RepositoryNotFoundError) for cause in causes):
         return missing(source)
-    if any(isinstance(cause, _UNREACHABLE) for cause in causes):
-        return InputError(
+    if any(map(_is_silence, causes)):
+        return HubUnreachable(
             f"The data set {source.source} is not on this machine and the hub cannot be reached ({reason(error)})",
             fix=f"Check the network and HF_HUB_OFFLINE, {_OWN_FILES}",
         )
@@ -121,6 +125,13 @@ def unreadable(source: Source, error: BaseException) -> InputError:
         f"The data set {source.source} ({source.split}) cannot be read ({reason(error)})",
         fix=f"Check its name, configuration and split, {_OWN_FILES}",
     )
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether this says nothing about the data set: no connection, no answer, or a server that fails."""
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, (*_UNREACHABLE, hub_errors.HTTPError))  # type: ignore[attr-defined]
 
 
 def gated(source: Source) -> InputError:
