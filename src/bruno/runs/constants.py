@@ -54,6 +54,7 @@ class Constants(_Strict):
     prompt_tokens: Figure
     block_inputs: Figure
     residual_copies: Figure
+    writer_copies: Figure
     int8_bytes: Figure
     nf4_bytes: Figure
     timing: tuple[Timing, ...]
