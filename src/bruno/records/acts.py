@@ -107,10 +107,12 @@ class ActRows:
         plain = redacted(dict(action))
         with self._db.write() as session:
             confirmation = session.get(Confirmation, plan_id)
-            if confirmation is not None:
-                _not_after_stop(session, confirmation.minted_at, str(plain.get("kind")))
-            elif not allowed:
+            if confirmation is None and not allowed:
                 raise Denied("nothing is done without a confirmation in the records")
+            if confirmation is None:
+                self._let_through(session, plan_id, run_id)
+            else:
+                _not_after_stop(session, confirmation.minted_at, str(plain.get("kind")))
             if _find(session, plan_id, action) is not None:
                 raise Denied(
                     f"this was done under the same confirmation before: {plain.get('kind')}", fix="Ask for a new plan"
@@ -129,6 +131,13 @@ class ActRows:
             )
             session.add(act)
         return act
+
+    def _let_through(self, session: Session, plan_id: str, run_id: str | None) -> None:
+        """The guard asked nobody: the plan is used up all the same, and the record says by whom it was let through."""
+        now = self._clock()
+        session.add(Confirmation(plan_id=plan_id, seal_hash="", origin="guard", minted_at=now, used_at=now))
+        session.flush()
+        audit.append(session, "allowed", {}, at=now, origin="guard", run_id=run_id, plan_id=plan_id)
 
     def end_act(
         self, act_id: int, outcome: Outcome, *, result: Mapping[str, Any] | None = None, problem: str = ""
