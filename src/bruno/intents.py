@@ -195,9 +195,9 @@ Intent = Annotated[
 ]
 intent_adapter: TypeAdapter[Intent] = TypeAdapter(Intent)
 
-PERSON_ONLY = frozenset({"lift_constraint", "resolve_concern", "resume_run"})
-"""What takes a guard down, or starts a program again, without a card to confirm: only the person's own words say it. A language
-model may not propose it, alone or as a reading of a question."""
+PERSON_ONLY = frozenset({"lift_constraint", "resolve_concern", "resume_run", "run_command"})
+"""What takes a guard down, starts a program again or runs a shell line, some of it without a card to confirm: only the person's
+own words say it. A language model may not propose it, alone or as a reading of a question."""
 
 
 class Option(_Intent):
