@@ -10,33 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bruno.guard.command import check
+from bruno.guard.bench import bombs, latencies, timed, verdicts
 from bruno.guard.command_rules import shipped_commands
 from bruno.guard.phrases import ambiguous
-from bruno.guard.shapes import Level
 from tests.guard.corpus import lines
 from tests.guard.shfmt import disagreements
-from tests.guard.test_command import BOMBS
-
-
-def timed(command: str) -> float:
-    """CPU milliseconds of one verdict."""
-    start = time.thread_time()
-    check(command)
-    return (time.thread_time() - start) * 1e3
-
-
-def counts(name: str) -> dict[str, int]:
-    """Verdicts on a corpus, by name."""
-    found = [check(command).verdict for command in lines(name)]
-    return {level.name: found.count(level.name) for level in Level} | {"commands": len(found)}
 
 
 def main() -> None:
@@ -48,29 +32,26 @@ def main() -> None:
     start = time.thread_time()
     rules = shipped_commands()
     read = (time.thread_time() - start) * 1e3
-    first = timed("ls -la")
+    first = timed("ls -la", rules)
     start = time.thread_time()
     failing = rules.check_all()
     examples = (time.thread_time() - start) * 1e3
 
     commands = [command for name in ("must_never.txt", "own_reads.txt", "benign.txt") for command in lines(name)]
-    times = sorted(timed(command) for _ in range(asked.rounds) for command in commands)
     vague, clear = lines("phrases_ask.txt"), lines("phrases_clear.txt")
     figures: dict[str, object] = {
         "programs": len(rules.programs),
         "failing_examples": len(failing),
-        "must_never": counts("must_never.txt"),
-        "own_reads": counts("own_reads.txt"),
-        "benign": counts("benign.txt"),
+        "must_never": verdicts(lines("must_never.txt"), rules),
+        "own_reads": verdicts(lines("own_reads.txt"), rules),
+        "benign": verdicts(lines("benign.txt"), rules),
         "phrases": {"vague": len(vague), "missed": sum(ambiguous(one) is None for one in vague)},
         "clear_phrases": {"clear": len(clear), "asked": sum(ambiguous(one) is not None for one in clear)},
         "cold_read_ms": round(read, 2),
         "cold_first_ms": round(first, 2),
         "all_examples_ms": round(examples, 2),
-        "p50_ms": round(statistics.median(times), 4),
-        "p99_ms": round(times[int(len(times) * 0.99)], 4),
-        "max_ms": round(times[-1], 3),
-        "worst_bomb_ms": round(max(min(timed(bomb) for _ in range(3)) for bomb in BOMBS.values()), 2),
+        **latencies(commands, rules, asked.rounds),
+        "worst_bomb_ms": max(bombs(rules).values()),
     }
     if asked.differential:
         allowed, bad = disagreements(asked.differential, seed=3)

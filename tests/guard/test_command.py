@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bruno.guard.bench import BOMBS
 from bruno.guard.command import check
 from bruno.guard.shapes import Level
 from tests.guard import shfmt
@@ -106,26 +107,6 @@ def test_nothing_hostile_is_repeated() -> None:
         for piece in check(text).pieces:
             shown = piece.command + piece.reason + piece.rule + piece.where
             assert "\x1b" not in shown and "\u202e" not in shown
-
-
-BOMBS = {
-    "substitutions": "$(echo " * 400 + "x" + ")" * 400,
-    "unclosed": "echo " + "$(echo " * 300,
-    "pipeline": "|".join(["cat"] * 800),
-    "shells": "echo x" + "|sh" * 800,
-    "braces": "{a,b}" * 800,
-    "nested braces": "{" * 500 + "a,b" + "}" * 500,
-    "wrappers": "sudo " * 800 + "ls",
-    "unclear wrappers": "sudo --x " * 400 + "rm",
-    "eval": "eval " * 800 + "ls",
-    "sh -c": "bash -c " * 400 + "ls",
-    "backticks": "`" * 3000,
-    "quotes": "'" * 4001,
-    "long": "ls " + "a" * 100_000,
-    "unicode": "é" * 2000,
-    "assignments": "".join(f"a{number}=x;" for number in range(600)),
-    "many shells": "bash -c 'bash -c \"ls\"';" * 150,
-}
 
 
 @pytest.mark.parametrize("name", BOMBS)

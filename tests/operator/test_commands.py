@@ -1,4 +1,4 @@
-"""Shell lines on a real (emulated) instance over real SSH: judged, confirmed, run byte for byte, heard, recorded; or not run at all."""
+"""Shell lines on an emulated instance over real SSH: judged, confirmed, run byte for byte, heard, recorded; or not run at all."""
 
 from __future__ import annotations
 

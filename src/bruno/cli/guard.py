@@ -98,6 +98,27 @@ def list_rules(ctx: typer.Context) -> int:
     return 1 if rules.broken else 0
 
 
+@app.command()
+def bench(ctx: typer.Context, *, as_json: AsJson = False) -> int:
+    """Measure the guard on its own examples and on lines made to take long: verdicts, and CPU milliseconds of each."""
+    from bruno.cli.session import settings_in_force
+    from bruno.cli.show import Output
+    from bruno.guard.bench import bench as measure
+    from bruno.guard.rules import load_rules
+    from bruno.settings.paths import own_guardrails
+
+    rules = load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+    figures = measure(_rules(ctx), rules)
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json(figures)
+    else:
+        for name, value in figures.items():
+            many = isinstance(value, dict)
+            output.line(f"{name}: {', '.join(f'{key} {each}' for key, each in value.items()) if many else value}")
+    return 1 if figures["failing_examples"] or figures["bombs_allowed"] else 0
+
+
 def _explain(verdict: CommandVerdict, line: Callable[[str], None]) -> None:
     line(f"{verdict.verdict}: {verdict.command}")
     for piece in verdict.pieces:
