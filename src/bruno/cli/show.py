@@ -41,7 +41,9 @@ class Output:
         _write(sys.stderr if self._aside else sys.stdout, text)
 
     def json(self, value: dict[str, Any]) -> None:
-        self.line(json.dumps(value, ensure_ascii=False))
+        text = json.dumps(value, ensure_ascii=False)
+        # JSON escapes C0 alone: a C1 control (a terminal's CSI in one character) or a bidirectional mark would reach the screen.
+        self.line(text if text.isprintable() else json.dumps(value))
 
     def notice(self, text: str) -> None:
         """Words about bruno itself; on stderr when stdout carries JSON."""
