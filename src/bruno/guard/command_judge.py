@@ -248,7 +248,8 @@ class CommandJudge:
         at = next((index for index, word in enumerate(given) if word.text in ("push", "send-pack")), None)
         if at is None:
             return []
-        remote = given[at + 1].shown() if at + 1 < len(given) else ""
+        named = [word.shown() for word in case.arguments if word.text.startswith(("--repo=", "--rep="))]
+        remote = named[-1].partition("=")[2] if named else given[at + 1].shown() if at + 1 < len(given) else ""
         if not remote:
             reason = f"which remote it would push to is not written; the settings name {self.git_remote}"
             return [case.piece(Level.ask, "git/no-remote", reason)]

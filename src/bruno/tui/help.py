@@ -21,6 +21,9 @@ Type what you want, in a sentence:
   how is it going
   what is running
   stop it
+  exec nvidia-smi on 101    a shell line on an instance
+  !! df -h                  the same on the one that runs
+  ! git status              on this machine
 What costs money or cannot be undone shows a plan first and waits for the word.
 
 In the typing line: esc leaves it (then single keys work), up and down bring back what was typed,
