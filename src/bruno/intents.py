@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -158,11 +158,18 @@ class RunCommand(_Intent):
     """Run one shell line on a rented instance. Exactly the line that was said: nothing is added, quoted or left out."""
 
     kind: Literal["run_command"] = "run_command"
-    command: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*\S[^\x00]*\z")
+    command: str = Field(min_length=1, max_length=8192)
     target: str | None = Field(default=None, max_length=256)
     """Instance id, label or run name; None means the one running instance of bruno's there is."""
     seconds: float | None = Field(default=None, gt=0, le=86_400)
     """It is ended after so long; None takes `guard.command_seconds`."""
+
+    @field_validator("command")
+    @classmethod
+    def _runs(cls, command: str) -> str:
+        if "\x00" in command or not command.strip():
+            raise ValueError("a shell line has something in it, and no NUL")
+        return command
 
 
 class ShowHelp(_Intent):

@@ -102,16 +102,14 @@ def perform(
         label=_label(action),
         run_id=run_id,
         allowed=permit is None,
+        planned_at=permit.plan.created_at if permit else None,
     )
     number = int(act.act_id or 0)
     if isinstance(action, RunPlaybook):
         return {}  # stays pending until the runner has carried it out
     try:
-        if isinstance(action, RunCommand | RunLocal):
-            result = run_shell_line(action, permit, world, hear=hear, cancel=cancel or Event())
-        else:
-            assert permit is not None  # noqa: S101 - held above
-            result = _CALLS[type(action)](action, permit, world)
+        heard = {"hear": hear, "cancel": cancel or Event()} if isinstance(action, RunCommand | RunLocal) else {}
+        result = _CALLS[type(action)](action, permit, world, **heard)
     except OutcomeUnknown as error:
         records.end_act(number, Outcome.UNKNOWN, problem=str(error))
         raise
@@ -225,7 +223,9 @@ def _register(action: RegisterKey, permit: Permit, world: World) -> Result:
     return {}
 
 
-_CALLS: dict[type, Callable[[Any, Permit, World], Result]] = {
+_CALLS: dict[type, Callable[..., Result]] = {
+    RunCommand: run_shell_line,
+    RunLocal: run_shell_line,
     CreateInstance: _create,
     StartInstance: _start,
     StopInstance: _stop,
