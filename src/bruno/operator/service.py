@@ -267,7 +267,8 @@ class Operator:
         if permit is None and card.decision.verdict is not Verdict.ALLOW:
             raise Denied("this plan needs a confirmation", fix="Type the word it asks for")
         origin = permit.origin if permit else Origin.KEYBOARD
-        again = self.card(card.plan, origin=origin, listing=self.world.vast.instances())
+        listing = None if card.is_shell_line else self.world.vast.instances()  # a line rents nothing: its own gate looks again
+        again = self.card(card.plan, origin=origin, listing=listing)
         if again.decision.verdict is Verdict.DENY:
             raise Denied(f"the facts have changed since the plan was shown: {'; '.join(again.decision.reasons)}")
         if permit is None and again.decision.verdict is not Verdict.ALLOW:
