@@ -189,6 +189,22 @@ def offers(
 
 
 @app.command()
+def fit(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's short name, hub id or folder.")],
+    *,
+    gpu: Annotated[str | None, typer.Option(help="This GPU only.")] = None,
+    count: Annotated[int, typer.Option(help="GPUs on the machine.", min=1, max=16)] = 1,
+    per_hour: Annotated[float | None, typer.Option(help="Price for the cost, $/h.", min=0)] = None,
+    as_json: AsJson = False,
+) -> int:
+    """What a model needs: memory on each GPU, disk, time. Reads its metadata, never its weights."""
+    from bruno.cli.fit import show_fit
+
+    return show_fit(ctx.obj, model, gpu=gpu, count=count, per_hour=per_hour, as_json=as_json)
+
+
+@app.command()
 def stop(ctx: typer.Context, target: Target = None, *, sandbox: Sandbox = False, as_json: AsJson = False) -> int:
     """Stop one instance. Shows which one and what dies with it, then asks."""
     from bruno.intents import StopInstance

@@ -14,7 +14,20 @@ from bruno.errors import InputError
 
 COMMANDS = frozenset(
     {
-        *("do", "plan", "progress", "runs", "instances", "offers", "stop", "destroy", "fetch", "resume", "costs"),
+        *(
+            "do",
+            "plan",
+            "progress",
+            "runs",
+            "instances",
+            "offers",
+            "fit",
+            "stop",
+            "destroy",
+            "fetch",
+            "resume",
+            "costs",
+        ),
         *(
             "exec",
             "chat",

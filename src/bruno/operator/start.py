@@ -13,6 +13,7 @@ from bruno.guard.disk import GB, DiskNeed, disk_needed
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.guard.rules import DiskRules
 from bruno.intents import StartRun
+from bruno.operator.fitting import fit_for
 from bruno.operator.prompts import check_prompts
 from bruno.operator.resolve import Gpu, Model, find_gpu, find_model, slug
 from bruno.runs.money import Estimate, estimate
@@ -23,6 +24,8 @@ from bruno.settings.secrets import secret
 
 PRICE_SLACK = 1.02
 """How much dearer the offer may have become between plan and rent: two percent, then the plan is shown again."""
+NOMINAL = 0.9
+"""Share of a card's nominal memory that the provider may list: an L40S of 48 GB is listed with 46."""
 
 
 def plan_start(
@@ -32,7 +35,7 @@ def plan_start(
 
     Raises:
         InputError: unknown model or GPU, or no offer fits (saying what would).
-        Denied: something is missing that would fail after renting (a token for a gated model).
+        Denied: it would fail after renting: no token for a gated model, or a model that the GPU cannot hold.
         Unreachable: the market could not be read.
     """
     settings = world.settings
@@ -42,6 +45,9 @@ def plan_start(
     need = disk_needed(model.about.weights_gb * GB, model.about.size_class, rules=disk_rules)
     disk_gb = intent.disk_gb or need.gb
     engine = _engine_settings(intent, model, settings)
+    fitting = fit_for(model.about, gpu, intent.count, settings, EngineSettings.model_validate(engine))
+    if fitting.fewer:
+        engine["search"] = {**engine.get("search", {}), "trial_batch": fitting.fewer}
     unchecked = check_prompts(engine)
     offer = _cheapest(intent, gpu, disk_gb, world)
     trials = intent.trials or model.about.trials or settings.search.trials
@@ -53,6 +59,7 @@ def plan_start(
         dph_total=offer.dph_total,
         download_mbps=offer.inet_down_mbps,
         hours=0 if intent.trials else model.about.hours,
+        gpu=gpu.name,
     )
     name = f"{settings.fleet.label_prefix}-{slug(model.alias)}-{secrets.token_hex(3)}"
     created, expires = lifetime(world.clock())
@@ -61,8 +68,8 @@ def plan_start(
         title=f"Reshape {model.about.id} on {_count(offer)}{offer.gpu}",
         run_id=name,
         steps=tuple(Step(action=action, why=why) for action, why in actions),
-        facts=_facts(model, offer, disk_gb, listing, account, trials),
-        notes=(*_notes(model, need, disk_gb, forecast, engine), *unchecked),
+        facts=(*_facts(model, offer, disk_gb, listing, account, trials), *fitting.facts()),
+        notes=(*fitting.notes(), *_notes(model, need, disk_gb, forecast, engine), *unchecked),
         cost=Cost(
             per_hour=offer.dph_total, hours=forecast.hours, total=forecast.total, stopped_per_day=offer.stopped_per_day
         ),
@@ -72,9 +79,12 @@ def plan_start(
 
 
 def find_offers(world: World, gpu: Gpu | None, *, count: int, disk_gb: float, max_dph: float | None) -> list[Offer]:
-    """Offers for this GPU, cheapest first, each at its full price for `disk_gb`."""
+    """Offers for this GPU, cheapest first, each at its full price for `disk_gb`.
+
+    A card is sold in several sizes under one name (A100 with 40 and with 80 GB): smaller ones than the settings say are left out.
+    """
     fleet = world.settings.fleet
-    return world.vast.offers(
+    found = world.vast.offers(
         OfferQuery(
             gpu_names=tuple(gpu.about.names) if gpu else (),
             disk_gb=disk_gb,
@@ -84,6 +94,10 @@ def find_offers(world: World, gpu: Gpu | None, *, count: int, disk_gb: float, ma
             min_download_mbps=fleet.min_download_mbps,
         )
     )
+    if gpu is None:
+        return found
+    least = NOMINAL * gpu.about.memory_gb
+    return [offer for offer in found if offer.gpu_memory_gb is not None and offer.gpu_memory_gb >= least]
 
 
 def _cheapest(intent: StartRun, gpu: Gpu, disk_gb: float, world: World) -> Offer:

@@ -82,8 +82,8 @@ class Fit(_Frozen):
         if not self.parts:
             return ""
         terms = " + ".join(f"{part.gb:.1f} {part.what}" for part in self.parts)
-        total = "unknown" if self.needed_gb is None else f"{self.needed_gb:.1f}"
-        return f"{terms} = {total} of {self.memory_gb:g} GB{' on each GPU' if self.count > 1 else ''}"
+        total = "and more, unknown," if self.needed_gb is None else f"= {self.needed_gb:.1f}"
+        return f"{terms} {total} of {self.memory_gb:g} GB{' on each GPU' if self.count > 1 else ''}"
 
     @property
     def line(self) -> str:
@@ -152,7 +152,8 @@ def fit(
     known = {"gpu": gpu, "memory_gb": memory_gb, "count": count, "precision": precision}
     loaded = weights.loaded(precision, figures) if weights else None
     if loaded is None:
-        reason = why or "how its weights are packed is unknown"
+        quantised = weights and not weights.stored
+        reason = "which of its weights can be quantised is unknown" if quantised else why or "its weights are unknown"
         return Fit(**known, verdict="unknown", why=reason)
     reserve = Part(what="reserve", gb=figures.reserve_gb.value, how=figures.reserve_gb.source)
     if shape is None:

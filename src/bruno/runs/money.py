@@ -101,7 +101,7 @@ def estimate(
     if known is None:
         return Estimate(None, None, (), f"no run of class {size_class or 'unknown'} was timed yet")
     if gpu and gpu.casefold() not in known.gpus:
-        return Estimate(None, None, (), f"unknown on a {gpu.upper()}: class {known.size_class} was not timed on one yet")
+        return Estimate(None, None, (), f"unknown on {gpu.upper()}: class {known.size_class} was not timed on one yet")
     setup, home = figures.setup_minutes.value / 60, figures.home_mbps.value
     parts = [(setup, f"{setup * 60:.0f} min to install and load")]
     if model != "demo":

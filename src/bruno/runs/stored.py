@@ -85,7 +85,7 @@ def read_stored(name: str, revision: str = "") -> StoredModel:
         return _from_folder(name, folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"there is no model folder {name}", fix="Give an existing folder, or a hub id (owner/name)")
-    with _hub_errors(name, revision), _no_progress_bars():
+    with _hub_errors(name, revision), _quiet_client():
         return _from_hub(name, revision or None)
 
 
@@ -104,19 +104,16 @@ def _from_folder(name: str, folder: Path) -> StoredModel:
 
 def _from_hub(name: str, revision: str | None) -> StoredModel:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     token = secret("hf_token") or False
+    api = HfApi(token=token)
+    # First a call that is made once: downloads are tried again for half a minute where there is no hub.
+    files = {file.rfilename for file in api.model_info(name, revision=revision, timeout=SECONDS).siblings or ()}
     config: dict[str, Any] | None = None
-    try:
+    if "config.json" in files:
         config = _config(
             Path(hf_hub_download(name, "config.json", revision=revision, token=token, etag_timeout=SECONDS))
         )
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:
-        pass  # no config.json: its shape is unknown, its weights may not be
-    api = HfApi(token=token)
     return _stored(name, config, lambda: api.get_safetensors_metadata(name, revision=revision, timeout=SECONDS))
 
 
@@ -173,14 +170,16 @@ def _hub_errors(name: str, revision: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """The client draws bars on stderr, which is the console's screen."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def _quiet_client() -> Iterator[None]:
+    """The client draws bars and writes warnings on stderr, which is the console's screen."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
-    before = are_progress_bars_disabled()
+    bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if not before:
+        logging.set_verbosity(verbosity)
+        if bars:
             enable_progress_bars()
