@@ -86,3 +86,29 @@ def test_plans_are_found_by_a_long_beginning_only(records, clock) -> None:
     for wrong in ("a" * 12, "a" * 11, "c" * 64, "%" * 12, ""):
         with pytest.raises(InputError):
             records.plan(wrong)
+
+
+def test_a_stop_said_after_the_confirmation_lets_nothing_begin_but_a_stop(records, clock) -> None:
+    confirm(records, clock)
+    clock.forward(seconds=1)
+    records.audit("STOP", {})
+    with pytest.raises(Denied, match="STOP was said"):
+        records.begin_act(plan_id=PLAN, action=CREATE)
+    assert records.begin_act(plan_id=PLAN, action=STOP).outcome == "pending"
+    with pytest.raises(Denied, match="STOP was said"):
+        records.use_permit("b" * 64, seal="s", origin="keyboard", minted_at=clock())
+    clock.forward(seconds=1)
+    confirm(records, clock, plan="c" * 64)
+    assert records.begin_act(plan_id="c" * 64, action=CREATE).outcome == "pending"
+
+
+def test_a_rental_that_its_plan_could_not_show_keeps_the_next_one_from_beginning(records, clock) -> None:
+    planned = clock()
+    clock.forward(seconds=1)
+    confirm(records, clock)
+    confirm(records, clock, plan="b" * 64)
+    act = records.begin_act(plan_id=PLAN, action=CREATE, label="bruno-x", planned_at=planned)
+    with pytest.raises(Denied, match="bruno-x was rented at"):
+        records.begin_act(plan_id="b" * 64, action={**CREATE, "label": "bruno-y"}, planned_at=planned)
+    records.end_act(act.act_id, Outcome.FAILED)
+    assert records.begin_act(plan_id="b" * 64, action={**CREATE, "label": "bruno-y"}, planned_at=planned)

@@ -16,6 +16,7 @@ from bruno.records.redaction import redacted, redacted_row
 from bruno.records.tables import Act, AuditEntry, Confirmation, Outcome, PlanRecord
 
 Row = TypeVar("Row", bound=SQLModel)
+_RENTALS = ("create_instance", "start_instance")
 STOP = "STOP"
 """Kind of the audit entry that a STOP leaves."""
 
@@ -95,11 +96,13 @@ class ActRows:
         label: str = "",
         run_id: str | None = None,
         allowed: bool = False,
+        planned_at: datetime | None = None,
     ) -> Act:
         """Write down what is about to be done, before it is done.
 
         Args:
             allowed: the guard asks for no confirmation of it (a shell line that only reads).
+            planned_at: when its plan was made. A rental is not begun when another was begun since: the plan did not show it.
 
         Raises:
             Denied: this action of this plan was begun before, whatever came of it; or STOP was said after the confirmation.
@@ -113,6 +116,8 @@ class ActRows:
                 self._let_through(session, plan_id, run_id)
             else:
                 _not_after_stop(session, confirmation.minted_at, str(plain.get("kind")))
+            if planned_at is not None and plain.get("kind") in _RENTALS:
+                _only_rental(session, plan_id, planned_at)
             if _find(session, plan_id, action) is not None:
                 raise Denied(
                     f"this was done under the same confirmation before: {plain.get('kind')}", fix="Ask for a new plan"
@@ -190,6 +195,23 @@ def _not_after_stop(session: Session, confirmed_at: datetime, kind: str) -> None
     if datetime.fromisoformat(last.at) >= confirmed_at:
         raise Denied(
             "STOP was said after this was confirmed: it is not begun", fix="Ask for it again if you still want it"
+        )
+
+
+def _only_rental(session: Session, plan_id: str, planned_at: datetime) -> None:
+    """Under the write lock, so that of two consoles that rent at the same moment the second one sees the first."""
+    query = select(Act).where(
+        col(Act.kind).in_(_RENTALS),
+        Act.plan_id != plan_id,
+        Act.begun_at >= planned_at,
+        Act.outcome != Outcome.FAILED.value,
+    )
+    other = session.exec(query).first()
+    if other is not None:
+        raise Denied(
+            f"what was confirmed has changed: {other.label or 'another machine'} was rented at "
+            f"{other.begun_at:%H:%M:%S} UTC, after this plan was made; nothing was rented for it",
+            fix="Ask again: the plan then shows what is running",
         )
 
 
