@@ -267,7 +267,8 @@ class Operator:
         if permit is None and card.decision.verdict is not Verdict.ALLOW:
             raise Denied("this plan needs a confirmation", fix="Type the word it asks for")
         origin = permit.origin if permit else Origin.KEYBOARD
-        listing = None if card.is_shell_line else self.world.vast.instances()  # a line rents nothing: its own gate looks again
+        # A shell line rents nothing, and its own gate reads its instance again.
+        listing = None if card.is_shell_line else self.world.vast.instances()
         again = self.card(card.plan, origin=origin, listing=listing)
         if again.decision.verdict is Verdict.DENY:
             raise Denied(f"the facts have changed since the plan was shown: {'; '.join(again.decision.reasons)}")
