@@ -172,7 +172,8 @@ class BrunoApp(Replies):
             printed.clear()
             if happening.level != "quiet":  # the views show that
                 self.main.talk.happened(happening.at, happening.level, happening.text)
-        self.main.talk.printed(printed)
+        if printed:
+            self.main.talk.printed(printed)
 
     def write_down(self, error: Exception) -> str:
         from bruno.settings.secrets import redact
