@@ -15,6 +15,7 @@ from bruno.guard.decision import Verdict
 from bruno.guard.judge import Context, judge
 from bruno.guard.permit import Origin, mint
 from bruno.guard.plan import Fact, Plan, Step
+from bruno.intents import SetConstraint
 from tests.guard.plans import NOW, TARGET
 
 GOOD = {
@@ -110,3 +111,26 @@ def test_a_line_here_is_judged_the_same() -> None:
         found = check(command)
         action = RunLocal(command=command, level=found.verdict, reasons=found.reasons, seconds=5, folder="/tmp")  # type: ignore[arg-type]
         assert decide(planned(action)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "command", "denied"),
+    [
+        ("no_stop", None, "pkill python", True),
+        ("no_stop", None, "sudo shutdown now", True),
+        ("no_stop", None, "vastai stop instance 101", True),
+        ("no_stop", TARGET.label, "kill 4711", True),
+        ("no_stop", "bruno-demo-9", "kill 4711", False),
+        ("no_stop", None, "rm -r build", False),
+        ("no_stop", None, "nvidia-smi", False),
+        ("no_destroy", None, "rm -rf /workspace", True),
+        ("no_destroy", None, "vastai destroy instance 101", True),
+        ("no_destroy", None, "kill 4711", False),
+        ("no_new_instances", None, "vastai create instance 5 --image x", True),
+    ],
+)
+def test_standing_instructions_hold_for_shell_lines(rule: str, value: str | None, command: str, denied: bool) -> None:
+    said = SetConstraint.model_validate({"rule": rule, "value": value, "words": "don't"})
+    decision = judge(planned(remote(command)), Context(now=NOW, git_remote="origin", constraints=(said,)))
+    assert (decision.verdict is Verdict.DENY) is denied
+    assert (f"instruction-{rule.replace('_', '-')}" in {hit.rule for hit in decision.hits}) is denied

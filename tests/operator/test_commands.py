@@ -11,7 +11,7 @@ from threading import Event, Timer
 import pytest
 
 from bruno.errors import BrunoError, Denied, InputError
-from bruno.fleet.errors import FactsChanged, WrongHost
+from bruno.fleet.errors import FactsChanged, OutcomeUnknown, WrongHost
 from bruno.fleet.waits import wait_running
 from bruno.guard.actions import RunCommand, RunLocal
 from bruno.guard.decision import Verdict
@@ -241,6 +241,18 @@ def test_calling_it_off_ends_it_on_the_machine(console: Console) -> None:
     assert not (console.home / "reached-4").exists()
 
 
+def test_a_link_that_is_cut_leaves_the_outcome_unknown(console: Console) -> None:
+    card = console.card("!! echo begun; sleep 3")
+
+    def cut(event: Happening) -> None:
+        if event.text == "begun":
+            console.sandbox.control.order("drop_ssh", instance=console.number)
+
+    with pytest.raises(OutcomeUnknown, match="may still be running"):
+        console.operator.act(card, None, on_event=cut)
+    assert console.acts()[-1] == ("run_command", "unknown")
+
+
 def test_here_runs_on_this_machine_with_the_same_guard(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,10 +305,10 @@ def test_an_act_nobody_saw_end_stays_unknown(console: Console, monkeypatch: pyte
     action = console.card("!! ls").plan.steps[0].action
     assert isinstance(action, RunCommand)
     world.records.begin_act(plan_id="f" * 64, action=action.model_dump(mode="json"), label=LABEL, allowed=True)
-    assert [left.outcome for left in settle_all(world)] == ["pending"]
+    assert settle_all(world)[-1].outcome == "pending"
     monkeypatch.setattr(acting, "GRACE", -acting.timedelta(seconds=action.seconds))
-    assert [left.outcome for left in settle_all(world)] == ["unknown"]
-    assert [left.outcome for left in settle_all(replace(world))] == ["unknown"]
+    assert settle_all(world)[-1].outcome == "unknown"
+    assert settle_all(replace(world))[-1].outcome == "unknown"
 
 
 def test_several_that_could_be_meant_are_asked_about(console: Console) -> None:

@@ -10,13 +10,27 @@ from bruno.guard.actions import RunCommand, RunLocal
 from bruno.guard.command import CommandVerdict, check
 from bruno.guard.command_rules import CommandRules
 from bruno.guard.decision import RuleHit
+from bruno.guard.instructions import about
 from bruno.guard.permit import Permit, required
 from bruno.guard.plan import Plan
 from bruno.guard.shapes import Level
 from bruno.guard.targets import judge_command_target
+from bruno.intents import SetConstraint
 
 WIPES = "/data"
 """Ending of the names of the rules (guardrails/commands) about all that is kept on a machine."""
+
+
+_ENDS = frozenset({"kill", "pkill", "killall", "skill", "shutdown", "reboot", "poweroff", "halt", "init", "telinit"})
+"""Programs that end processes or the machine, whichever of their rules fires."""
+_GOES_AGAINST = {
+    "no_stop": frozenset(
+        {"vastai/stops", "vastai/destroys", "systemctl/stops", "docker/stops", "tmux/kill", "fuser/kill"}
+    ),
+    "no_destroy": frozenset({"vastai/destroys"}),
+    "no_new_instances": frozenset({"vastai/costs"}),
+}
+"""Standing instruction -> rules for shell lines whose firing goes against it."""
 
 
 def wipes(verdict: CommandVerdict) -> bool:
@@ -24,7 +38,9 @@ def wipes(verdict: CommandVerdict) -> bool:
     return any(piece.rule.endswith(WIPES) for piece in verdict.pieces)
 
 
-def judge_commands(plan: Plan, rules: CommandRules | None, git_remote: str) -> Iterator[RuleHit]:
+def judge_commands(
+    plan: Plan, rules: CommandRules | None, git_remote: str, constraints: tuple[SetConstraint, ...] = ()
+) -> Iterator[RuleHit]:
     """Hits for each raw shell line of the plan."""
     for step in plan.steps:
         action = step.action
@@ -37,6 +53,26 @@ def judge_commands(plan: Plan, rules: CommandRules | None, git_remote: str) -> I
                 yield RuleHit.deny("never-runs", f"the guard refuses this command, whatever is typed: {reasons}")
             elif stricter(verdict, action):
                 yield RuleHit.deny("verdict-changed", _changed(verdict, action), "Ask for the plan again")
+            yield from _instructions(verdict, action, constraints)
+
+
+def _instructions(
+    verdict: CommandVerdict, action: RunCommand | RunLocal, constraints: tuple[SetConstraint, ...]
+) -> Iterator[RuleHit]:
+    """A denial for each standing instruction that the line goes against, as far as its text tells."""
+    for constraint in constraints:
+        against = _GOES_AGAINST.get(constraint.rule, frozenset())
+        fired = {rule for rule in verdict.rules if rule in against}
+        if constraint.rule == "no_stop":
+            fired |= {rule for rule in verdict.rules if rule.split("/")[0] in _ENDS}
+        if constraint.rule == "no_destroy" and wipes(verdict):
+            fired.add(WIPES)
+        if fired and (isinstance(action, RunLocal) or about(constraint, action.target)):
+            yield RuleHit.deny(
+                f"instruction-{constraint.rule.replace('_', '-')}",
+                f'you said "{constraint.words}": {"; ".join(verdict.reasons[:2])}',
+                "Take the instruction back first, if it no longer holds",
+            )
 
 
 def require_command(

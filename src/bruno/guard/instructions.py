@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from bruno.guard.actions import CreateInstance, DestroyInstance, StartInstance, StopInstance
+from bruno.guard.actions import CreateInstance, DestroyInstance, StartInstance, StopInstance, Target
 from bruno.guard.decision import RuleHit, Verdict
 from bruno.guard.plan import Plan
 from bruno.intents import SetConstraint
@@ -38,10 +38,10 @@ def _against(constraint: SetConstraint, action: object, plan: Plan) -> str:
     match constraint.rule:
         case "no_stop":
             # Destroying stops it too.
-            stops = isinstance(action, StopInstance | DestroyInstance) and _about(constraint, action)
+            stops = isinstance(action, StopInstance | DestroyInstance) and about(constraint, action.target)
             return action.describe() if stops else ""  # pyright: ignore[reportAttributeAccessIssue]
         case "no_destroy":
-            return action.describe() if isinstance(action, DestroyInstance) and _about(constraint, action) else ""
+            return action.describe() if isinstance(action, DestroyInstance) and about(constraint, action.target) else ""
         case "no_new_instances":
             return action.describe() if isinstance(action, CreateInstance) else ""
         case "gpu_only":
@@ -64,12 +64,12 @@ def _above(constraint: SetConstraint, price: float | None, unit: str) -> str:
     return f"this costs ${price:.3f}{unit}, more than ${ceiling:g}" if price > ceiling else ""
 
 
-def _about(constraint: SetConstraint, action: StopInstance | DestroyInstance) -> bool:
+def about(constraint: SetConstraint, target: Target) -> bool:
     """Whether the instruction covers this instance. One without a name, or with a name that is no id or label, covers all."""
     named = str(constraint.value or "")
     if not _LABEL.fullmatch(named):
         return True
-    return named in (str(action.target.instance_id), action.target.label)
+    return named in (str(target.instance_id), target.label)
 
 
 def _money(value: str | float | None) -> float | None:

@@ -92,7 +92,7 @@ def _commands(plan: Plan, context: Context) -> Iterator[RuleHit]:
     if any(step.action.kind in ("run_command", "run_local") for step in plan.steps):
         from bruno.guard.command_acts import judge_commands  # the parser is loaded when there is something to parse
 
-        yield from judge_commands(plan, context.commands, context.git_remote)
+        yield from judge_commands(plan, context.commands, context.git_remote, context.constraints)
 
 
 def _shape(plan: Plan, context: Context) -> Iterator[RuleHit]:
