@@ -35,7 +35,7 @@ def show(text: str, output: Output) -> None:
     ):
         output.reply(reply)
     output.run(run)
-    for level in ("info", "bad"):
+    for level in ("info", "bad", "output"):
         output.happening(Happening(at=scripted.NOW, text=text, level=level))  # type: ignore[arg-type]
     _fail(text, 1, "again")
 

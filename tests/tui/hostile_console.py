@@ -51,7 +51,11 @@ def hostile(home: Path, texts: list[str]) -> scripted.ScriptedOperator:
         for number, text in enumerate(texts, 1)
     )
     operator.view = InstancesView(known=True, problem=joined, rows=rows, read_at=scripted.NOW, credit=1.0)
-    operator.happen = tuple(Happening(at=scripted.NOW, text=text, level="warn") for text in texts)
+    operator.happen = tuple(
+        Happening(at=scripted.NOW, text=text, level=level)  # type: ignore[arg-type]
+        for text in texts
+        for level in ("warn", "output")
+    )
     operator.unfinished_views = operator.run_views
     return operator
 
