@@ -180,10 +180,10 @@ def _gated(at: str, d: int, wide: int) -> Iterator[tuple[str, str, tuple[int, ..
     yield f"{at}.down_proj.weight", "BF16", (d, wide)
 
 
-def header(config: dict) -> tuple[bytes, int]:
-    """The beginning of one safetensors file with all tensors: length, JSON; and how many bytes of weights follow."""
+def header(config: dict, own: list | None = None) -> tuple[bytes, int]:
+    """The beginning of a safetensors file with all tensors, or these: length, JSON; and how many bytes of weights follow."""
     entries, at = {}, 0
-    for name, dtype, shape in tensors(config):
+    for name, dtype, shape in own or tensors(config):
         size = math.prod(shape) * WIDTHS[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
