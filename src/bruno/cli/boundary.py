@@ -27,6 +27,7 @@ Exit codes:
   5    provider or host did not answer: its state is unknown
   6    a run ended without its result
   130  interrupted: what is left running was said
+  exec ends with the shell line's own code (124: it took too long)
 """
 
 
