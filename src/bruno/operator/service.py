@@ -7,12 +7,13 @@ Methods block and may be called from worker threads; none prints. `ask`, `submit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bruno.assistant.grammar import Grammar, spoken
 from bruno.assistant.shell_lines import instance_line, local_line
@@ -26,6 +27,7 @@ from bruno.guard.rules import Rules, load_rules
 from bruno.guard.sanitise import safe_line
 from bruno.intents import PERSON_ONLY, Clarification, Intent, NotUnderstood, SetConstraint
 from bruno.operator.views import Answer, Ask, Card, Happening, InstancesView, Reply, RunView
+from bruno.runs.commands import rules_for
 from bruno.runs.investigate import active_holds
 from bruno.runs.world import Clock, Sleep, World, utc_now
 from bruno.settings.console import Settings
@@ -34,7 +36,6 @@ from bruno.settings.secrets import hide, secret
 
 if TYPE_CHECKING:
     from bruno.fleet.models import Account, Listing
-    from bruno.guard.command_rules import CommandRules
     from bruno.records import Records, Run
 
 OnHappening = Callable[[Happening], None]
@@ -203,24 +204,17 @@ class Operator:
         context = Context(
             now=self._clock(),
             rules=self.rules,
-            live_instances=listing.live() if listing else _integer(plan, "live_instances"),
+            live_instances=listing.live() if listing else _number(plan, "live_instances"),
             constraints=tuple(
                 SetConstraint(rule=row.rule, value=row.value, words=row.words)  # type: ignore[arg-type]
                 for row in self.world.records.constraints(plan.run_id)
             ),
             holds=active_holds(self.world.records),
             credit=_number(plan, "credit"),
-            commands=self._command_rules(plan),
+            commands=rules_for(plan, self.world),
             git_remote=self.settings.guard.git_remote,
         )
         return Card(plan=plan, decision=judge(plan, context), origin_words=words)
-
-    def _command_rules(self, plan: Plan) -> CommandRules | None:
-        """The rules for shell lines as the files say them now; None when the plan has no such line."""
-        from bruno.runs.commands import rules_in_force
-
-        has_lines = any(step.action.verbatim() for step in plan.steps)
-        return rules_in_force(self.world) if has_lines else None
 
     def save_plan(self, card: Card) -> None:
         """Keep a printed plan so that `bruno do --confirm PLAN_ID` can find it."""
@@ -295,8 +289,17 @@ class Operator:
                 cancel.set()
             return len(self._cancels)
 
-    def _cancellable(self, cancel: Event | None) -> _Registered:
-        return _Registered(self, cancel or Event())
+    @contextmanager
+    def _cancellable(self, cancel: Event | None) -> Iterator[Event]:
+        """A cancel flag that STOP and closing the console can reach while the work is under way."""
+        flag = cancel or Event()
+        with self._lock:
+            self._cancels.add(flag)
+        try:
+            yield flag
+        finally:
+            with self._lock:
+                self._cancels.discard(flag)
 
     # --- views ---
 
@@ -379,32 +382,12 @@ class Operator:
         return found
 
 
-class _Registered:
-    """A cancel flag that STOP and closing the console can reach while the work is under way."""
-
-    def __init__(self, operator: Operator, cancel: Event) -> None:
-        self._operator, self._cancel = operator, cancel
-
-    def __enter__(self) -> Event:
-        with self._operator._lock:
-            self._operator._cancels.add(self._cancel)
-        return self._cancel
-
-    def __exit__(self, *exc: object) -> None:
-        with self._operator._lock:
-            self._operator._cancels.discard(self._cancel)
-
-
 def problem_line(error: BrunoError) -> str:
     """An error as one line for a screen."""
     return str(safe_line(str(error), 600))
 
 
-def _number(plan: Plan, name: str) -> float | None:
+def _number(plan: Plan, name: str) -> Any:
+    """The fact's number; None when it is unknown, or none."""
     fact = plan.fact(name)
-    return float(fact.value) if fact and isinstance(fact.value, int | float) else None
-
-
-def _integer(plan: Plan, name: str) -> int | None:
-    value = _number(plan, name)
-    return None if value is None else int(value)
+    return fact.value if fact and isinstance(fact.value, int | float) else None

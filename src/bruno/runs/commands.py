@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bruno.guard.command import CommandVerdict
     from bruno.guard.command_rules import CommandRules
     from bruno.guard.permit import Permit
+    from bruno.guard.plan import Plan
     from bruno.runs.world import World
 
 PATIENCE_SECONDS = 15.0
@@ -28,6 +29,11 @@ def rules_in_force(world: World) -> CommandRules:
     from bruno.guard.command_rules import load_command_rules
 
     return load_command_rules([own_guardrails(world.settings.guardrails, world.paths)])
+
+
+def rules_for(plan: Plan, world: World) -> CommandRules | None:
+    """The rules in force when the plan has a shell line, else None: reading them takes a moment."""
+    return rules_in_force(world) if any(step.action.verbatim() for step in plan.steps) else None
 
 
 def verdict_on(command: str, world: World) -> CommandVerdict:
