@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from bruno.engine.directions.algebra import normalise, orthonormal, project_out, stable_order
 from bruno.engine.directions.record import NotApplicable
@@ -109,6 +107,9 @@ def cluster(units: torch.Tensor, half: torch.Tensor, *, most: int, min_size: int
     Raises:
         NotApplicable: no such k, or its silhouette is below `floor`.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     points = units.cpu().numpy()
     seeds = points[half.cpu().numpy()]
     best: tuple[float, np.ndarray] | None = None

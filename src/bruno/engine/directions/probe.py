@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from bruno.engine.directions.algebra import normalise, stable_order
 from bruno.engine.directions.record import NotApplicable
@@ -73,6 +71,9 @@ def _fit(samples: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, float
     inputs = (samples - samples.mean(0)) * inverse
     features, back = _compact(inputs)
     rows = features.cpu().numpy()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     rough, fine = (LogisticRegression(class_weight="balanced", max_iter=2000, tol=tol) for tol in (1e-4, 1e-6))
     accuracy = cross_val_score(rough, rows, labels, scoring="balanced_accuracy", cv=folds).mean()

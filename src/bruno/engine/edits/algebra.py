@@ -17,6 +17,8 @@ from typing import Literal
 
 import torch
 
+from bruno.engine.directions.algebra import orthonormal
+
 NormMode = Literal["column", "none", "row", "frobenius"]
 
 # Below this share of a squared norm the vector was removed whole; what is left is rounding, and is not scaled up.
@@ -70,24 +72,12 @@ class RouterEdit:
     write: torch.Tensor
 
 
-def orthonormal(vectors: torch.Tensor) -> torch.Tensor:
-    """Gram-Schmidt in order over k, in fp64: [..., k, d] -> the same shape; zero vectors stay zero. Keeps signs."""
-    done: list[torch.Tensor] = []
-    for vector in vectors.double().unbind(-2):
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            for other in done:
-                vector = vector - (vector * other).sum(-1, keepdim=True) * other  # noqa: PLW2901
-        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        done.append(torch.where(length > 1e-9, vector / length.clamp_min(1e-30), torch.zeros_like(vector)))
-    return torch.stack(done, dim=-2).to(vectors.dtype)
-
-
 def gained(basis: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
     """Directions as the weight's output must lose them: normalise(g * v) behind a post-norm of gain g, v otherwise.
 
     What is added to the stream is g * z / rms(z); its component along v is (g * v) . z / rms(z).
     """
-    return basis if gain is None else orthonormal(basis * gain.to(basis.device))
+    return basis if gain is None else orthonormal(basis * gain.to(basis.device)).to(basis.dtype)
 
 
 def with_added(
@@ -105,7 +95,7 @@ def with_added(
     """
     rest = added.double()[None] - torch.einsum("tk,tkd->td", basis.double() @ added.double(), basis.double())
     share = rest.square().sum(-1)  # [T]
-    joined = orthonormal(torch.cat([basis, rest.to(basis)[:, None]], dim=1))
+    joined = orthonormal(torch.cat([basis, rest.to(basis)[:, None]], dim=1)).to(basis.dtype)
     return joined, torch.cat([strengths, -(strength * share.to(strength))[:, None]], dim=1)
 
 

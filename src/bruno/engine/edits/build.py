@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -24,6 +23,7 @@ from bruno.engine.edits.algebra import (
     with_added,
     writer_edit,
 )
+from bruno.engine.edits.trial import Kernel, TrialEdit
 from bruno.engine.model.architectures import ATTENTION, Writer
 from bruno.errors import InputError
 
@@ -45,50 +45,6 @@ __all__ = [
     "trial_directions",
     "writer_edit",
 ]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Strength of the edit by layer: a tent around `position` (engine.md section 3).
-
-    Attributes:
-        max_weight: strength at the peak; 1 removes the direction whole. Below 0 counts as 0, so that in a search "off"
-            has mass.
-        position: layer of the peak, 0 to L - 1, fractional.
-        min_fraction: share of `max_weight` left at distance `reach`, 0 to 1.
-        reach: layers further than this from the peak are not edited; at least 0.
-    """
-
-    max_weight: float
-    position: float
-    min_fraction: float
-    reach: float
-
-    def weight(self, layer: int) -> float:
-        """Strength at a decoder block (0-based), 0 or more."""
-        distance = abs(layer - self.position)
-        if distance > self.reach:
-            return 0.0
-        slope = (distance / self.reach) * (self.min_fraction - 1.0) if self.reach > 0 else 0.0
-        return max(0.0, self.max_weight * (1.0 + slope))
-
-
-@dataclass(frozen=True)
-class TrialEdit:
-    """One trial of the search: which direction is removed, and how strongly per component and layer.
-
-    Attributes:
-        scope: "global" removes one direction, taken at `direction_index`, from every layer; "per layer" each its own.
-        direction_index: block whose output the global direction is taken from, 0 to L - 1, fractional (neighbours are
-            interpolated after aligning their signs). None with scope "per layer".
-        kernels: by component name ("attn.o_proj", "mlp.down_proj"); a component without a kernel is left alone.
-        further: strength of the directions after the first, relative to `DirectionSet.weights`.
-    """
-
-    scope: Literal["global", "per layer"]
-    direction_index: float | None
-    kernels: Mapping[str, Kernel] = field(default_factory=dict)
-    further: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -322,4 +278,4 @@ def trial_directions(trial: TrialEdit, directions: DirectionSet, layer: int) -> 
     low = min(math.floor(position), last)
     below, above = directions.vectors[low + 1], directions.vectors[min(low + 1, last) + 1]
     signs = torch.where((below * above).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-    return orthonormal(torch.lerp(below, signs * above, position - low))
+    return orthonormal(torch.lerp(below, signs * above, position - low)).to(below.dtype)

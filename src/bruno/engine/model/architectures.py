@@ -13,7 +13,6 @@ from operator import attrgetter
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 
 from bruno.engine.model.families import FAMILIES, TOWER_BLOCKS, WITH_TOWERS, Family, MixtureLayout
@@ -114,6 +113,8 @@ class Writer:
         weight = attrgetter("down_proj" if self.experts else "weight")(self.module)
         weight = weight[expert] if self.experts else weight
         if type(weight).__module__.startswith("bitsandbytes"):  # NF4 and 8-bit weights are packed
+            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
             weight = dequantize_bnb_weight(weight, getattr(self.module, "state", None))
         weight = weight.detach()
         return (weight.T if self.transposed else weight).float()

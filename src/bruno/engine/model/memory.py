@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from bruno.engine.events import Emit, OutOfMemory
 from bruno.errors import BrunoError
 
@@ -15,8 +13,10 @@ T = TypeVar("T")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that a GPU's or the machine's memory ran out (torch words the CPU's as RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    # by name, because a study imports no torch
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error))
     )
 
 
@@ -26,6 +26,8 @@ def halving(work: Callable[[int], T], rows: int, emit: Emit) -> T:
     Raises:
         BrunoError: one row alone does not fit.
     """
+    import torch
+
     attempts = rows.bit_length()
     for attempt in range(1, attempts + 1):
         try:

@@ -7,7 +7,6 @@ with. Nothing here knows how trials are proposed or recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -19,29 +18,8 @@ from bruno.engine.model.chat_format import encode
 from bruno.engine.model.generate import PreparedPrompts, answer_logprobs, first_token_logprobs, generate, prepare
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.scoring.detectors import Detector
+from bruno.engine.scoring.result import Scores
 from bruno.settings.engine import EngineSettings
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one edit costs and gains.
-
-    Attributes:
-        refusals: raw count of bad prompts still refused, 0 to `prompts`.
-        prompts: how many bad prompts were answered.
-        kl: KL(base || edited) of the first answer token on the good prompts, nats, mean over prompts.
-        kl_tokens: the same over several positions of the base's own answers; None when one was asked for.
-    """
-
-    refusals: int
-    prompts: int
-    kl: float
-    kl_tokens: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """Share of the prompts refused, 0 to 1."""
-        return self.refusals / self.prompts
 
 
 def kl_divergence(base: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor | None = None) -> float:

@@ -32,9 +32,7 @@ class Profile:
     scope: str = "global"
 
 
-def _published(
-    source: str, layers: int, index: float, attention: tuple[float, ...], mlp: tuple[float, ...]
-) -> Profile:
+def _published(source: str, layers: int, index: float, attention: tuple[float, ...], mlp: tuple[float, ...]) -> Profile:
     """From a card's own units: (max weight, position in blocks, min weight, distance in blocks)."""
     last = layers - 1
 

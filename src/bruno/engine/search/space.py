@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from bruno.engine.edits.build import Kernel, TrialEdit
+from bruno.engine.edits.trial import Kernel, TrialEdit
 from bruno.engine.search.profiles import GENERAL, PROFILES, Profile
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from bruno.engine.edits.build import TrialEdit
+from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
 from bruno.engine.model.memory import is_out_of_memory
-from bruno.engine.scoring.scores import Scores
+from bruno.engine.scoring.result import Scores
 from bruno.engine.search.space import Parameters, Space
 from bruno.errors import BrunoError, InputError
 
@@ -306,9 +306,9 @@ def _evaluate(
 def release_memory() -> None:
     """Give cached blocks back to the device."""
     import gc
-
-    import torch
+    import sys
 
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # where it is not imported there is no device
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
