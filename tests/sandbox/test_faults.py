@@ -19,11 +19,12 @@ WRONG_ANSWERS = [
     ("search_quota", None, 429, "search_quota_exceeded", "application/json"),
     ("server_error", None, 502, "<html>", "text/html"),
     ("server_error", 500, 500, "<html>", "text/html"),
+    ("refused", "whatever words", 400, "whatever words", "application/json"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "value", "status", "text", "content_type"), WRONG_ANSWERS)
-def test_wrong_answers(cloud: Cloud, kind: str, value: int | None, status: int, text: str, content_type: str):
+def test_wrong_answers(cloud: Cloud, kind: str, value: int | str | None, status: int, text: str, content_type: str):
     cloud.control.order(kind, operation="search", times=2, value=value)
     assert cloud.vast.show_instances() == [], "another operation is not touched"
     for _ in range(2):
@@ -33,6 +34,23 @@ def test_wrong_answers(cloud: Cloud, kind: str, value: int | None, status: int, 
         assert (response.status_code, response.headers["Content-Type"].split(";")[0]) == (status, content_type)
         assert text in response.text
     assert cloud.vast.search_offers("num_gpus=1")
+
+
+def test_the_acts_are_written_down_and_looking_is_none(cloud: Cloud):
+    before = len(cloud.control.acts())  # the key that these tests log in with
+    cloud.vast.show_instances()
+    cloud.vast.search_offers("num_gpus=1")
+    assert len(cloud.control.acts()) == before
+    instance = cloud.ready()
+    cloud.vast.stop_instance(instance)
+    cloud.control.order("server_error", operation="destroy")
+    with pytest.raises(requests.HTTPError):
+        cloud.vast.destroy_instance(instance)
+    with pytest.raises(requests.HTTPError):
+        cloud.vast.destroy_instance(1)  # refused, and written down all the same
+    acts = cloud.control.acts()[before:]
+    assert [act["operation"] for act in acts] == ["create", "stop", "destroy"]  # the 502 came before any work was done
+    assert acts[1]["path"] == {"id": str(instance)}
 
 
 def test_reply_lost_after_the_create_was_done(cloud: Cloud):
