@@ -24,14 +24,14 @@ import torch
 import transformers
 
 from bruno.engine import demo
+from bruno.engine.directions.find import Samples, find_directions
+from bruno.engine.edits.build import Kernel, TrialEdit, build_edits
+from bruno.engine.edits.session import EditSession
 from bruno.engine.model.architectures import COMPONENTS
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import encode
-from bruno.engine.directions.find import Samples, find_directions
-from bruno.engine.edits.build import Kernel, TrialEdit, build_edits
 from bruno.engine.model.generate import first_token_logprobs, generate, prepare
 from bruno.engine.model.loading import load
-from bruno.engine.edits.session import EditSession
 from bruno.settings.engine import EngineSettings, Loading
 
 

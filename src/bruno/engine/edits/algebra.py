@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from bruno.engine.directions.algebra import orthonormal
+from bruno.engine.directions.algebra import orthonormal as exactly_orthonormal
 
 NormMode = Literal["column", "none", "row", "frobenius"]
 
@@ -72,12 +72,17 @@ class RouterEdit:
     write: torch.Tensor
 
 
+def orthonormal(vectors: torch.Tensor) -> torch.Tensor:
+    """Gram-Schmidt in order over k, computed in fp64: [..., k, d] -> the same shape and type."""
+    return exactly_orthonormal(vectors).to(vectors.dtype)
+
+
 def gained(basis: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
     """Directions as the weight's output must lose them: normalise(g * v) behind a post-norm of gain g, v otherwise.
 
     What is added to the stream is g * z / rms(z); its component along v is (g * v) . z / rms(z).
     """
-    return basis if gain is None else orthonormal(basis * gain.to(basis.device)).to(basis.dtype)
+    return basis if gain is None else orthonormal(basis * gain.to(basis.device))
 
 
 def with_added(
@@ -95,7 +100,7 @@ def with_added(
     """
     rest = added.double()[None] - torch.einsum("tk,tkd->td", basis.double() @ added.double(), basis.double())
     share = rest.square().sum(-1)  # [T]
-    joined = orthonormal(torch.cat([basis, rest.to(basis)[:, None]], dim=1)).to(basis.dtype)
+    joined = orthonormal(torch.cat([basis, rest.to(basis)[:, None]], dim=1))
     return joined, torch.cat([strengths, -(strength * share.to(strength))[:, None]], dim=1)
 
 

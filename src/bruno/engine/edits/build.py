@@ -278,4 +278,4 @@ def trial_directions(trial: TrialEdit, directions: DirectionSet, layer: int) -> 
     low = min(math.floor(position), last)
     below, above = directions.vectors[low + 1], directions.vectors[min(low + 1, last) + 1]
     signs = torch.where((below * above).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-    return orthonormal(torch.lerp(below, signs * above, position - low)).to(below.dtype)
+    return orthonormal(torch.lerp(below, signs * above, position - low))
