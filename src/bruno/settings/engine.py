@@ -188,7 +188,7 @@ class Scoring(Group):
     held_out: bool = True
     """After the choice, report on prompts that the search never saw."""
     neural_detection_model: str = ""
-    """A zero-shot NLI model (hub id or folder) that counts the held-out answers a second time, reported as its own ("" = none)."""
+    """A zero-shot NLI model (hub id or folder) that counts held-out answers a second time, as its own count ("" = none)."""
     judge: str = ""
     """A chat model (hub id or folder) that is asked yes or no for each held-out answer, reported as its own ("" = none)."""
 
