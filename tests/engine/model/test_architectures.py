@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,11 @@ from bruno.engine.model.residual_check import residual_error
 from tests.engine.models import CONFIGS, VISION, experts_as_modules, tiny_model
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "qwen3_5_moe_text")
+
+
+def test_every_family_of_the_table_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
+    assert [name for name in {**FAMILIES, **dict.fromkeys(WITH_TOWERS)} if f"`{name}`" not in page] == []
 
 
 def test_every_family_of_the_table_is_tested() -> None:
