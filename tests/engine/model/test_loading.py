@@ -16,7 +16,7 @@ from bruno.engine.model.architectures import UnsupportedModel
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import EncodedPrompts, encode
 from bruno.engine.model.generate import generate, prepare
-from bruno.engine.model.loading import load
+from bruno.engine.model.loading import load, locate
 from bruno.engine.model.probes import padding_is_harmless
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings, Loading
@@ -255,3 +255,16 @@ def test_a_folder_without_a_model_and_a_device_that_is_not_there_are_refused(tmp
     for device in ("cuda:99", "toaster"):
         with pytest.raises(InputError, match=f"no device {device}"):
             load(settings_for(folder, device=device), lambda _: None)
+
+
+def test_the_revision_is_the_one_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr("bruno.engine.model.loading.snapshot_download", download)
+    for revision in ("", "v1.2"):
+        locate(EngineSettings(model="owner/name", revision=revision))
+    assert asked == [("owner/name", None), ("owner/name", "v1.2")]
