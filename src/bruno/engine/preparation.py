@@ -105,11 +105,11 @@ class Preparation:
         protection = self.settings.protection
         helpful = plain = capability = None
         if protection.orthogonalize_directions:
-            helpful = self._optional("helpfulness protection", protection.helpful)
+            helpful = self._optional(protection.helpful)
         if protection.sacred_directions:
-            capability = self._optional("sacred directions", protection.sacred)
+            capability = self._optional(protection.sacred)
         if helpful is not None or capability is not None:
-            plain = self._optional("protection", protection.plain)
+            plain = self._optional(protection.plain)
         return Samples(
             bad=self._capture(bad),
             good=self._capture(good),
@@ -119,12 +119,18 @@ class Preparation:
             capability=capability,
         )
 
-    def _optional(self, method: str, source: str) -> torch.Tensor | None:
-        """Captures of a protection's prompts; None, with an event, when its source cannot be read."""
+    def _optional(self, source: str) -> torch.Tensor | None:
+        """Captures of a protection's prompts; None when its source cannot be read: then the protection is left out, which
+        an event says where directions are made.
+
+        Raises:
+            InputError: the setting names no source at all.
+        """
+        named = Source.parse(source)
         try:
-            prompts = read(Source.parse(source))[: self.settings.protection.plain_count]
+            prompts = read(named, at_most=self.settings.protection.plain_count)
         except InputError as error:
-            self.emit(Fallback(method=method, reason=str(error), instead="directions without it"))
+            self.emit(Notice(text=str(error), level="warning"))
             return None
         return self._capture(self.encode(prompts))
 

@@ -116,9 +116,7 @@ class Run:
 
     @cached_property
     def study(self) -> optuna.Study:
-        storage = self.settings.search.storage or str(self.folder / STUDY_FILE)
-        name = self.settings.search.study or f"{short_name(self.settings.model)}.{self.behaviour.name}"
-        return open_study(storage, name, self.identity)
+        return open_study(*place_of_study(self.settings, self.behaviour, self.folder), self.identity)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -306,6 +304,12 @@ class Run:
             write_card(saved, card_of(self, chosen, rule, held_out))
             if self.settings.export.adapter:
                 save_adapter(self, chosen, rule, saved)
+
+
+def place_of_study(settings: EngineSettings, behaviour: Behaviour, folder: Path) -> tuple[str, str]:
+    """Storage and name of a run's study: the settings', else an SQLite file in its folder, by model and behaviour."""
+    name = settings.search.study or f"{short_name(settings.model)}.{behaviour.name}"
+    return settings.search.storage or str(folder / STUDY_FILE), name
 
 
 def short_name(model: str) -> str:

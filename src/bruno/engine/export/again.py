@@ -99,7 +99,7 @@ def trials_by_number(settings: EngineSettings, folder: Path, numbers: Sequence[i
     from bruno.engine.data.prompts import load_prompt_sets
     from bruno.engine.folder import STUDY_FILE
     from bruno.engine.model.loading import locate
-    from bruno.engine.run import short_name
+    from bruno.engine.run import place_of_study
     from bruno.engine.search.fingerprint import fingerprint
 
     if not settings.search.storage and not (folder / STUDY_FILE).is_file():
@@ -107,8 +107,7 @@ def trials_by_number(settings: EngineSettings, folder: Path, numbers: Sequence[i
     behaviour = load_behaviour(settings)
     prompts = load_prompt_sets(settings, behaviour, emit)
     identity = fingerprint(settings, behaviour, prompts, locate(settings))
-    study_name = settings.search.study or f"{short_name(settings.model)}.{behaviour.name}"
-    study = open_study(settings.search.storage or str(folder / STUDY_FILE), study_name, identity)
+    study = open_study(*place_of_study(settings, behaviour, folder), identity)
     found = {trial.number: trial for trial in finished_trials(study)}
     missing = [number for number in numbers if number not in found]
     if missing:

@@ -65,9 +65,11 @@ class Card:
 
 def card_of(run: Run, chosen: FinishedTrial, rule: str, held_out: HeldOut | None = None) -> Card:
     """The card of a trial of this run."""
+    from bruno.engine.edits.build import is_edited
+
     initial = run.study.user_attrs.get("initial_refusals")
     trial, writers = run.space.edit(chosen.parameters), run.loaded.writers
-    edited = sum(w.component in trial.kernels and trial.kernels[w.component].weight(w.layer) > 0 for w in writers)
+    edited = sum(is_edited(trial, run.directions, run.rules, writer) for writer in writers)
     return Card(
         base=run.settings.model,
         behaviour=run.behaviour.name,

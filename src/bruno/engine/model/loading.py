@@ -30,7 +30,7 @@ from transformers import (
 from bruno.engine.events import Emit, Fallback, ModelLoaded
 from bruno.engine.model.architectures import Writer, decoder_config, find_writers
 from bruno.engine.model.chat_format import pad_token
-from bruno.engine.model.checkpoint import stored_writers
+from bruno.engine.model.checkpoint import stored_routers, stored_writers
 from bruno.engine.model.devices import device_map, devices_for
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.precision import (
@@ -105,6 +105,8 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
     writers = find_writers(model)
     if settings.export.save:
         stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
+        if settings.edit.router:
+            stored_routers(source, writers)
     config = decoder_config(model)
     emit(
         ModelLoaded(
