@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 # Most tests wait for sockets, processes and clocks: two workers halve the time even on two cores.
+# Files go out in order, the long acceptance runs first, so that the end is not one worker's alone.
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -18,7 +19,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/bruno do "start demo on an H200" --sandbox
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

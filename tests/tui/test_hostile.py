@@ -31,7 +31,9 @@ def session(home: Path, texts: list[str]) -> tuple[AnsweringTerminal, list[str]]
         dimensions=(50, 160),
     )
     terminal = AnsweringTerminal(child.child_fd)
-    terminal.until(lambda out: b"demo-1" in out)
+    # The status bar is drawn whole; a name in the table can be drawn in pieces, with a style in between.
+    terminal.until(lambda out: b"credit $1.00" in out)
+    terminal.settle(1.0)
     for number, words in enumerate(("table", "card", "letters"), 1):
         terminal.type(f"{words}\r")
         terminal.until(lambda _, number=number: len(submitted(home)) >= number)

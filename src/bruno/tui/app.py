@@ -17,6 +17,7 @@ from bruno.guard.sanitise import safe_line
 from bruno.settings.paths import Paths
 from bruno.tui import commands, words
 from bruno.tui.ask_line import AskLine
+from bruno.tui.conversation import Conversation
 from bruno.tui.keymap import BINDINGS, read_keymap
 from bruno.tui.leave import Leave
 from bruno.tui.main_screen import MainScreen
@@ -162,6 +163,8 @@ class BrunoApp(Replies):
         self.main.show(self.snapshot)
 
     def _draw_happenings(self) -> None:
+        if not self.main.query(Conversation):  # the console is closing; what happened is in the records
+            return
         printed: list[str] = []
         while not self.happenings.empty():
             happening = self.happenings.get_nowait()

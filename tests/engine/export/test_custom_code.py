@@ -91,6 +91,7 @@ def copied(source: Path) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_a_model_of_foreign_code_loads_from_its_own_folder(hub: Path, source: Path) -> None:
     target, events = copied(source), []
     localise_code(source, target, events.append)

@@ -165,12 +165,11 @@ def with_own_tokenizer(folder: Path) -> None:
     (folder / "tokens.py").write_text(TOKENIZER)
 
 
-@pytest.mark.usefixtures("no_terminal")
+@pytest.mark.usefixtures("no_terminal", "own_modules")
 @pytest.mark.parametrize(("part", "change"), [("model", with_own_architecture), ("tokenizer", with_own_tokenizer)])
 def test_custom_code_needs_a_word_beforehand_and_runs_with_it(
-    folder: Path, part: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, part: str, change: Callable[[Path], None]
 ) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     change(folder)
     settings = settings_for(folder, dtype=["float32"])
     with pytest.raises(InputError, match=rf"The {part} of .* own Python code.*--trust-remote-code"):
