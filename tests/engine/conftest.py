@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tiny models: on shared cores a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
