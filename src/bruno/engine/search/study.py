@@ -16,12 +16,10 @@ import signal
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
@@ -30,6 +28,7 @@ from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.scoring.result import Scores
+from bruno.engine.search.sampler import sampler_for
 from bruno.engine.search.space import Parameters, Space
 from bruno.errors import BrunoError, InputError
 
@@ -254,16 +253,7 @@ def _first_missing(decided: set[int]) -> int:
 def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Parameters | None) -> optuna.Trial:
     """Draw trial `index`: as the dead process drew it, or as a warm start says, or by the sampler seeded for this
     index."""
-    seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
-    )
-    fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
-    if fixed:
-        with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
-    study.sampler = sampler
+    study.sampler = sampler_for(plan, index, drawn)
     trial = study.ask()
     trial.set_user_attr("index", index)
     space.suggest(trial)

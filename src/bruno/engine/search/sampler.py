@@ -1,0 +1,43 @@
+"""The sampler that a trial is drawn by: one for each index, seeded from the run's seed and that index.
+
+Pure apart from Optuna: it reads no study. `study.py` asks with it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import optuna
+
+from bruno.engine.search.space import Parameters
+
+
+class Seeding(Protocol):
+    """What of a search's plan the sampler depends on."""
+
+    @property
+    def startup(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def warm_starts(self) -> Sequence[Parameters]: ...
+
+
+def sampler_for(plan: Seeding, index: int, drawn: Parameters | None = None) -> optuna.samplers.BaseSampler:
+    """The sampler of trial `index` (from 0): as a dead process drew it (`drawn`), or as a warm start says, or by TPE
+    seeded for this index."""
+    seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
+    )
+    fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
+    if not fixed:
+        return sampler
+    with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.PartialFixedSampler(fixed, sampler)
