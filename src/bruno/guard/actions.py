@@ -225,7 +225,7 @@ class RegisterKey(_Action):
 
 
 class RunPlaybook(_Action):
-    """Carry out a playbook's steps on the instance that this plan rents (install, launch, follow, copy home)."""
+    """Carry out a playbook's steps on the instance, or on each of the instances, that this plan rents."""
 
     kind: Literal["run_playbook"] = "run_playbook"
     risk: ClassVar[Risk] = Risk.CHANGE
@@ -239,12 +239,21 @@ class RunPlaybook(_Action):
     behaviour: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The engine's settings that somebody said: they travel with the run and are part of what is confirmed."""
+    workers: tuple[str, ...] = ()
+    """Labels of the instances that get a worker each, when there are several: the first makes study and model."""
+    worker_argv: tuple[str, ...] = ()
+    """What the others run."""
+    database: str = ""
+    """Where the workers keep their study, without its password."""
 
     def calls(self) -> tuple[str, ...]:
         return self.steps
 
     def describe(self) -> str:
-        return f"run playbook {self.playbook} on it, {len(self.steps)} steps, the engine reshaping {self.model}"
+        where = f"each of the {len(self.workers)} instances" if self.workers else "it"
+        kept = f", one study in {self.database}" if self.database else ""
+        steps = f"{len(self.steps)} steps"
+        return f"run playbook {self.playbook} on {where}, {steps}, the engine reshaping {self.model}{kept}"
 
     def preconditions(self) -> tuple[str, ...]:
         return (

@@ -25,40 +25,49 @@ def judge_costs(plan: Plan, rules: Rules, live_instances: int | None, credit: fl
             "Mend it or take it away",
         )
         return
+    price = _price(plan, renting)
+    yield from _price_hits(plan, rules, renting, price)
+    yield from _live_hits(rules, live_instances, len(renting))
+    yield from _credit_hits(plan, rules, price, credit)
     for action in renting:
-        price = _price(plan, action)
-        yield from _price_hits(plan, rules, action, price)
-        yield from _live_hits(rules, live_instances)
-        yield from _credit_hits(plan, rules, price, credit)
         if isinstance(action, CreateInstance):
             yield from _disk_hits(plan, rules, action)
 
 
-def _price(plan: Plan, action: CreateInstance | StartInstance) -> float | None:
-    """The dearest of what the plan says of its price, $/h; None when one of them is unknown."""
-    fact = plan.fact("dph_total")
-    said: list[object] = [action.max_dph, plan.cost.per_hour]
-    if fact is not None:
-        said.append(fact.value)
-    prices = [price for one in said if (price := _number(one)) is not None]
-    return max(prices) if len(prices) == len(said) and min(prices) > 0 else None
+def _price(plan: Plan, renting: list[CreateInstance | StartInstance]) -> float | None:
+    """The dearest of what the plan says of its price, $/h, all its instances together; None when one of them is unknown."""
+    together = 0.0
+    for action in renting:
+        fact = plan.fact("dph_total", _about(action) if len(renting) > 1 else "")
+        said: list[object] = [action.max_dph] if fact is None else [action.max_dph, fact.value]
+        prices = [price for one in said if (price := _number(one)) is not None]
+        if len(prices) < len(said) or min(prices) <= 0:
+            return None
+        together += max(prices)
+    stated = _number(plan.cost.per_hour)
+    return None if stated is None or stated <= 0 else max(together, stated)
+
+
+def _about(action: CreateInstance | StartInstance) -> str:
+    return action.label if isinstance(action, CreateInstance) else action.target.label
 
 
 def _price_hits(
-    plan: Plan, rules: Rules, action: CreateInstance | StartInstance, price: float | None
+    plan: Plan, rules: Rules, renting: list[CreateInstance | StartInstance], price: float | None
 ) -> Iterator[RuleHit]:
     budgets = rules.budgets
     if price is None:
-        yield RuleHit.deny(
-            "price-unknown", f"what it costs per hour is unknown: {action.describe()}", "Ask for the offers again"
-        )
+        what = "; ".join(action.describe() for action in renting)
+        yield RuleHit.deny("price-unknown", f"what it costs per hour is unknown: {what}", "Ask for the offers again")
         return
+    together = f" for {len(renting)} instances together" if len(renting) > 1 else ""
     if price > budgets.max_dph:
+        fix = "Take fewer instances, or cheaper ones" if together else "Choose a cheaper offer"
         yield RuleHit.deny(
-            "over-budget", f"${price:.3f}/h is above the ceiling of ${budgets.max_dph:g}/h", "Choose a cheaper offer"
+            "over-budget", f"${price:.3f}/h{together} is above the ceiling of ${budgets.max_dph:g}/h", fix
         )
     elif price > budgets.warn_dph:
-        yield RuleHit.warn("dear", f"${price:.3f}/h is above ${budgets.warn_dph:g}/h")
+        yield RuleHit.warn("dear", f"${price:.3f}/h{together} is above ${budgets.warn_dph:g}/h")
     total = plan.cost.total
     if total is None or not math.isfinite(total):
         yield RuleHit.warn("total-unknown", "what the whole run will cost is unknown")
@@ -72,7 +81,7 @@ def _price_hits(
         yield RuleHit.warn("dear", f"the run is estimated at ${total:.2f}, above ${budgets.warn_run:g}")
 
 
-def _live_hits(rules: Rules, live: int | None) -> Iterator[RuleHit]:
+def _live_hits(rules: Rules, live: int | None, new: int) -> Iterator[RuleHit]:
     budgets = rules.budgets
     if live is None:
         yield RuleHit.deny(
@@ -80,14 +89,13 @@ def _live_hits(rules: Rules, live: int | None) -> Iterator[RuleHit]:
             "how many instances are running is unknown: the provider's list could not be read",
             "Try again when it can be read; an unread list is not an empty one",
         )
-    elif live + 1 > budgets.max_live:
-        yield RuleHit.deny(
-            "too-many-live", f"{live} instances are running, the most allowed is {budgets.max_live}", "Stop one first"
-        )
-    elif live + 1 > budgets.warn_live:
-        yield RuleHit.warn(
-            "already-running", f"{live} {'instance is' if live == 1 else 'instances are'} already running and billed"
-        )
+    elif live + new > budgets.max_live:
+        more = f" and {new} more are wanted" if new > 1 else ""
+        reason = f"{live} instances are running{more}, the most allowed is {budgets.max_live}"
+        yield RuleHit.deny("too-many-live", reason, "Take fewer" if new > 1 else "Stop one first")
+    elif live + new > budgets.warn_live:
+        running = f"{live} {'instance is' if live == 1 else 'instances are'} already running and billed"
+        yield RuleHit.warn("already-running", running if live else f"{new} instances would run at once")
 
 
 def _credit_hits(plan: Plan, rules: Rules, price: float | None, credit: float | None) -> Iterator[RuleHit]:

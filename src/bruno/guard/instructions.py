@@ -21,8 +21,8 @@ _LABEL = re.compile(r"\d+|[a-z][a-z0-9]*(?:-[a-z0-9.]+)*-(?=[a-z0-9]*\d)[a-z0-9]
 def judge_instructions(plan: Plan, constraints: tuple[SetConstraint, ...]) -> Iterator[RuleHit]:
     """A denial for each instruction that a step of the plan goes against."""
     for constraint in constraints:
-        for step in plan.steps:
-            against = _against(constraint, step.action, plan)
+        said = (_against(constraint, step.action, plan) for step in plan.steps)
+        for against in dict.fromkeys(said):  # several instances may break it in the same words
             if against:
                 yield RuleHit(
                     rule=f"instruction-{constraint.rule.replace('_', '-')}",

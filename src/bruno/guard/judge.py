@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, StartInstance
+from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, RunPlaybook, StartInstance
 from bruno.guard.budget import judge_costs
 from bruno.guard.decision import Decision, RuleHit, Verdict
 from bruno.guard.holds import Hold, judge_holds
@@ -68,6 +68,8 @@ def confirm_word(plan: Plan, hits: tuple[RuleHit, ...] = ()) -> str:
     targets = [step.action.target for step in plan.steps if getattr(step.action, "target", None)]  # pyright: ignore
     if not named or not targets:
         return "yes"
+    if len(targets) > 1 and plan.run_id and _TYPABLE.fullmatch(plan.run_id):
+        return f"yes {plan.run_id}"  # all of them are that run's
     target = targets[-1]
     return f"yes {target.label if _TYPABLE.fullmatch(target.label) else target.instance_id}"
 
@@ -106,14 +108,23 @@ def _shape(plan: Plan, context: Context) -> Iterator[RuleHit]:
         ((CreateInstance, StartInstance), "one-rent", "rents or starts"),
     ):
         count = sum(isinstance(step.action, kinds) for step in plan.steps)
-        if count > 1:
+        if count > 1 and not (rule == "one-rent" and _for_workers(plan)):
             yield RuleHit.deny(
                 rule, f"the plan {what} {count} instances", "Take them one at a time, each with its own yes"
             )
-    values: dict[str, object] = {}
+    values: dict[tuple[str, str], object] = {}
     for fact in plan.facts:
-        if fact.name in values and values[fact.name] != fact.value:
+        key = (fact.name, fact.about)
+        if key in values and values[key] != fact.value:
             yield RuleHit.deny(
-                "facts-disagree", f"two sources disagree about {fact.name}: {values[fact.name]} and {fact.value}"
+                "facts-disagree", f"two sources disagree about {fact.name}: {values[key]} and {fact.value}"
             )
-        values[fact.name] = fact.value
+        values[key] = fact.value
+
+
+def _for_workers(plan: Plan) -> bool:
+    """Whether what the plan rents is exactly what its one playbook names as its workers' instances, each once."""
+    labels = [step.action.label for step in plan.steps if isinstance(step.action, CreateInstance)]
+    books = [step.action for step in plan.steps if isinstance(step.action, RunPlaybook)]
+    starts = any(isinstance(step.action, StartInstance) for step in plan.steps)
+    return not starts and len(books) == 1 and books[0].workers == tuple(labels) and len(set(labels)) == len(labels)

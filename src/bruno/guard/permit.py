@@ -15,12 +15,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from bruno.errors import Denied, NotConfirmed
-from bruno.guard.actions import Action, Risk
+from bruno.guard.actions import Action, CreateInstance, Risk
 from bruno.guard.decision import Decision, Verdict
 from bruno.guard.plan import Plan
 
 _SECRET = secrets.token_bytes(32)
 KEYBOARD_SECONDS = 60.0
+RENTAL_SECONDS = 20.0
+"""Longer for each further rental of a plan: the provider takes one in 4.5 s, and one whose reply was lost is looked for."""
 _CLOCK_SLACK = timedelta(seconds=5)
 
 
@@ -68,7 +70,7 @@ def mint(
         decision: the guard's decision on exactly this plan.
         typed: the person's answer, as typed.
         origin: KEYBOARD, COMMAND_LINE, or SCRIPT (then `typed` is the whole plan id).
-        now: current time; `seconds`: how long the permit lives once minted.
+        now: current time; `seconds`: how long the permit lives once minted, one rental's time.
 
     Raises:
         NotConfirmed: the word is not the one asked for, or the plan has expired.
@@ -85,7 +87,8 @@ def mint(
     expected = plan.plan_id if origin is Origin.SCRIPT else decision.word
     if typed.strip() != expected:
         raise NotConfirmed(f"not confirmed (the word was {decision.word!r}), nothing was done")
-    expires_at = now + timedelta(seconds=seconds)
+    rentals = sum(isinstance(step.action, CreateInstance) for step in plan.steps)
+    expires_at = now + timedelta(seconds=seconds + RENTAL_SECONDS * max(0, rentals - 1))
     return Permit(plan, origin, now, expires_at, _seal(plan.plan_id, origin, now, expires_at))
 
 

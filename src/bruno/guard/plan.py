@@ -26,6 +26,8 @@ class Fact(BaseModel):
     """Who said so: provider, host, records, config, arithmetic."""
     checked: bool = False
     """True when it must hold again at the moment of acting."""
+    about: str = ""
+    """Which of the plan's instances it is about (label or id) where the plan has several; "" is the plan itself."""
 
 
 class Cost(BaseModel):
@@ -75,8 +77,9 @@ class Plan(BaseModel):
     def risk(self) -> Risk:
         return max((step.action.risk for step in self.steps), default=Risk.READ)
 
-    def fact(self, name: str) -> Fact | None:
-        return next((fact for fact in self.facts if fact.name == name), None)
+    def fact(self, name: str, about: str = "") -> Fact | None:
+        """The fact of this name about the plan itself, or about one of its instances; never another's."""
+        return next((fact for fact in self.facts if fact.name == name and fact.about == about), None)
 
     def expired(self, now: datetime) -> bool:
         return now >= self.expires_at

@@ -33,7 +33,7 @@ class Budgets(_File):
     model_config = ConfigDict(strict=True)  # true is no amount of money
 
     max_dph: float = Field(default=0, ge=0)
-    """Most $/h for one instance, disk included."""
+    """Most $/h for what one plan rents, all its instances together, disks included."""
     max_run: float = Field(default=0, ge=0)
     """Most $ that one run may be estimated at."""
     max_live: int = Field(default=0, ge=0)

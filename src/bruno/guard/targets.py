@@ -1,13 +1,14 @@
 """Rules about which machine is meant: a stop or a destroy reaches exactly one instance, or none. Pure.
 
 Id, label and SSH port of the chosen row must agree with the provider, and with the label file that the instance itself
-keeps. Facts that are missing count as not satisfied. There is one way past an unread label file: the host was tried and could not
-be reached (`host_unreachable`), since a frozen machine must not bill for ever; then the label has to be typed.
+keeps; a plan that stops several holds each against its own facts. Facts that are missing count as not satisfied. There is one
+way past an unread label file: the host was tried and could not be reached (`host_unreachable`), since a frozen machine must
+not bill for ever; then the label has to be typed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bruno.guard.actions import DestroyInstance, Risk, RunCommand, StartInstance, StopInstance
 from bruno.guard.decision import RuleHit, Verdict
@@ -15,6 +16,8 @@ from bruno.guard.plan import Plan
 
 _RUNNING = frozenset({"running"})
 _QUIET = frozenset({"stopped", "exited", "stopping", "loading", "created", "scheduling", "offline"})
+_Aimed = StopInstance | DestroyInstance | StartInstance | RunCommand
+"""Actions on an instance that is there."""
 
 
 def judge_targets(plan: Plan) -> Iterator[RuleHit]:
@@ -22,10 +25,17 @@ def judge_targets(plan: Plan) -> Iterator[RuleHit]:
     for step in plan.steps:
         action = step.action
         if isinstance(action, StopInstance | DestroyInstance | StartInstance):
-            yield from _identity(plan, action)
+            yield from _named(plan, action, _identity(plan, action))
         if isinstance(action, StopInstance | DestroyInstance):
-            yield from _host(plan, action)
-            yield from _losses(plan, action)
+            yield from _named(plan, action, (*_host(plan, action), *_losses(plan, action)))
+
+
+def _named(plan: Plan, action: _Aimed, hits: Iterable[RuleHit]) -> Iterator[RuleHit]:
+    """The hits, each saying which instance it is about where the plan has several."""
+    for hit in hits:
+        said = f"instance {action.target.instance_id}"
+        several = len(_aimed(plan)) > 1 and said not in hit.reason
+        yield hit.model_copy(update={"reason": f"{said}: {hit.reason}"}) if several else hit
 
 
 def judge_command_target(plan: Plan, action: RunCommand) -> Iterator[RuleHit]:
@@ -34,7 +44,7 @@ def judge_command_target(plan: Plan, action: RunCommand) -> Iterator[RuleHit]:
     The host key and the label file are read when the link is opened, before anything is sent over it.
     """
     yield from _identity(plan, action)
-    known, status = _fact(plan, "status")
+    known, status = _fact(plan, "status", action)
     if not known or str(status) not in _RUNNING:
         said = status if known else "unknown"
         reason = f"the status of instance {action.target.instance_id} is {said}: nothing can be run on it"
@@ -43,10 +53,10 @@ def judge_command_target(plan: Plan, action: RunCommand) -> Iterator[RuleHit]:
     yield from _ports(plan, action)
 
 
-def _identity(plan: Plan, action: StopInstance | DestroyInstance | StartInstance | RunCommand) -> Iterator[RuleHit]:
+def _identity(plan: Plan, action: _Aimed) -> Iterator[RuleHit]:
     target = action.target
     for name, wanted in (("instance_id", target.instance_id), ("label", target.label)):
-        known, value = _fact(plan, name)
+        known, value = _fact(plan, name, action)
         if not known:
             yield RuleHit.deny(
                 "target-unknown", f"the provider's {name.replace('_', ' ')} of instance {target.instance_id} is unknown"
@@ -59,7 +69,7 @@ def _identity(plan: Plan, action: StopInstance | DestroyInstance | StartInstance
 
 def _host(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHit]:
     target = action.target
-    known, status = _fact(plan, "status")
+    known, status = _fact(plan, "status", action)
     if not known:
         yield RuleHit.deny(
             "status-unknown", f"the status of instance {target.instance_id} is unknown", "Refresh the list first"
@@ -68,7 +78,7 @@ def _host(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHi
     running = str(status) in _RUNNING or str(status) not in _QUIET
     if running or target.ssh_port is not None:
         yield from _ports(plan, action)
-    has_label, label_file = _fact(plan, "label_file")
+    has_label, label_file = _fact(plan, "label_file", action)
     if has_label and str(label_file) not in _own_labels(action):
         yield RuleHit.deny(
             "wrong-host",
@@ -85,8 +95,8 @@ def _host(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHi
 
 def _ports(plan: Plan, action: StopInstance | DestroyInstance | RunCommand) -> Iterator[RuleHit]:
     target = action.target
-    _, ours = _fact(plan, "ssh_port")
-    _, theirs = _fact(plan, "provider_ssh_port")
+    _, ours = _fact(plan, "ssh_port", action)
+    _, theirs = _fact(plan, "provider_ssh_port", action)
     ports = {"the row": target.ssh_port, "the connection": ours, "the provider": theirs}
     unknown = [who for who, port in ports.items() if port is None]
     if unknown:
@@ -106,7 +116,7 @@ def _ports(plan: Plan, action: StopInstance | DestroyInstance | RunCommand) -> I
 
 def _unread_label(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHit]:
     instance = action.target.instance_id
-    _, unreachable = _fact(plan, "host_unreachable")
+    _, unreachable = _fact(plan, "host_unreachable", action)
     if unreachable is not True:
         yield RuleHit.deny(
             "host-unknown", f"the label file of instance {instance} was not read", "Let bruno connect to it first"
@@ -120,7 +130,7 @@ def _unread_label(plan: Plan, action: StopInstance | DestroyInstance) -> Iterato
 def _losses(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[RuleHit]:
     """What would be lost. A stop keeps the disk, so a saved model survives it; a destroy keeps nothing."""
     destroying = action.risk is Risk.IRREVERSIBLE
-    known, saved = _fact(plan, "model_saved")
+    known, saved = _fact(plan, "model_saved", action)
     if not known:
         yield RuleHit.warn("saved-unknown", "whether a model has been saved is unknown")
     elif saved is not True:
@@ -128,9 +138,9 @@ def _losses(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[Rule
             "no-model-saved",
             "no model has been saved on it" + (", and nothing on its disk will be left" if destroying else ""),
         )
-    known, running = _fact(plan, "process_running")
-    _, trial = _fact(plan, "trial")
-    _, trials = _fact(plan, "trials")
+    known, running = _fact(plan, "process_running", action)
+    _, trial = _fact(plan, "trial", action)
+    _, trials = _fact(plan, "trials", action)
     at = f" at trial {trial} of {trials}" if trial is not None and trials is not None else ""
     if not known:
         yield RuleHit.warn("process-unknown", "whether the engine still runs is unknown")
@@ -138,10 +148,15 @@ def _losses(plan: Plan, action: StopInstance | DestroyInstance) -> Iterator[Rule
         yield RuleHit.warn("process-running", f"the engine is still running{at}; it will be killed")
 
 
+def _aimed(plan: Plan) -> list[_Aimed]:
+    return [step.action for step in plan.steps if isinstance(step.action, _Aimed)]
+
+
 def _own_labels(action: StopInstance | DestroyInstance) -> tuple[str, str]:
     return f"C.{action.target.instance_id}", str(action.target.instance_id)
 
 
-def _fact(plan: Plan, name: str) -> tuple[bool, object]:
-    fact = plan.fact(name)
+def _fact(plan: Plan, name: str, action: _Aimed) -> tuple[bool, object]:
+    """What the plan knows of this action's own instance: where it acts on several, each has its own facts."""
+    fact = plan.fact(name, str(action.target.instance_id) if len(_aimed(plan)) > 1 else "")
     return (fact is not None and fact.value is not None, None if fact is None else fact.value)
