@@ -64,6 +64,34 @@ async def test_function_keys_show_panes(make_app, key: str, pane: str) -> None:
         assert visible == {pane}
 
 
+async def test_to_talk_is_to_type(make_app) -> None:
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await pilot.press("f5", "f2", *"quit it")
+        assert app.main.ask.value == "quit it"
+
+
+async def test_pages_of_the_conversation_are_turned_from_the_line(make_app) -> None:
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        for number in range(60):
+            app.main.talk.said(f"line {number}")
+        await pilot.pause()
+        await until(pilot, lambda: app.main.talk.scroll_y == app.main.talk.max_scroll_y > 0, "it is at its end")
+        await pilot.press("pageup")
+        await until(pilot, lambda: app.main.talk.scroll_y < app.main.talk.max_scroll_y, "it is scrolled up")
+        await pilot.press("pagedown")
+        await until(pilot, lambda: app.main.talk.scroll_y == app.main.talk.max_scroll_y, "it is at its end again")
+
+
+async def test_a_filter_given_while_talking_shows_what_it_found(make_app, operator) -> None:
+    operator.run_views = (run_view(),)
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await say(pilot, "/refusals")
+        await until(pilot, lambda: app.main.shown_pane == "log", "the log is shown")
+
+
 async def test_a_wide_console_shows_everything(make_app) -> None:
     async with make_app().run_test(size=(160, 50)) as pilot:
         app = await opened(pilot)

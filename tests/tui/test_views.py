@@ -62,6 +62,51 @@ def test_the_poller_reads_the_list_at_its_own_pace(operator) -> None:
     assert read == [False, False, True]
 
 
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_jumps_does_not_stop_the_reading(operator, hours: int) -> None:
+    now = [NOW]
+    operator.instances = lambda fresh=False: InstancesView(known=True, read_at=now[0])
+    poller = Poller(operator, 5, lambda: now[0])
+    first = poller.read()
+    now[0] += timedelta(hours=hours)
+    assert Snapshot(now[0], poll=timedelta(seconds=5)).is_stale(first.instances.read_at)
+    assert poller.read().instances.read_at == now[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ((), "paying nothing"),
+        ((instance_view(),), "paying $3.410/h"),
+        ((instance_view(per_hour=None),), "unknown price"),
+    ],
+)
+async def test_what_costs_now_stands_first(make_app, operator, rows: tuple, said: str) -> None:
+    operator.view = InstancesView(known=True, rows=rows, read_at=NOW, credit=1.0)
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        line = drawn(app, "StatusBar")
+        assert said in line
+        assert line.index("paying") < line.index("credit")
+
+
+@pytest.mark.parametrize(("sandbox", "said"), [(True, "Nothing here costs real money"), (False, "your Vast.ai credit")])
+async def test_a_stranger_is_told_what_to_say_and_what_it_costs(make_app, sandbox: bool, said: str) -> None:
+    async with make_app(sandbox=sandbox).run_test() as pilot:
+        app = await opened(pilot)
+        assert "start demo on an H200" in talk(app)
+        assert said in talk(app)
+
+
+async def test_what_happened_stands_above_the_answer_it_led_to(make_app, operator) -> None:
+    operator.run_views = operator.unfinished_views = (run_view(),)
+    operator.happen = (Happening(at=NOW, text="the last step", level="good"),)
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await until(pilot, lambda: "carried on" in talk(app) and "the last step" in talk(app), "both are said")
+        assert talk(app).index("the last step") < talk(app).index("carried on demo-1")
+
+
 async def test_a_stale_list_is_shown_as_stale(make_app, operator) -> None:
     operator.view = InstancesView(known=True, rows=(instance_view(),), read_at=NOW - timedelta(minutes=5))
     async with make_app().run_test(size=(160, 50)) as pilot:
@@ -74,7 +119,7 @@ async def test_an_unreadable_list_is_unknown(make_app, operator) -> None:
     operator.view = InstancesView(known=False, problem="HTTP 500", credit=None)
     async with make_app().run_test(size=(160, 50)) as pilot:
         app = await opened(pilot)
-        assert "now unknown" in drawn(app, "StatusBar")
+        assert "paying unknown" in drawn(app, "StatusBar")
         assert "HTTP 500" in drawn(app, "StatusBar")
         assert "unknown: the provider's list could not be read. HTTP 500" in drawn(app, "#instances-note")
 

@@ -89,7 +89,7 @@ class BrunoApp(Replies):
     def on_mount(self) -> None:
         self.set_keymap(self.user_keys)
         self._opened = asyncio.get_running_loop().create_future()
-        self.set_interval(DRAW_SECONDS, self._draw_happenings)
+        self.set_interval(DRAW_SECONDS, self.draw_happenings)
         self.call_after_refresh(self._after_first_frame)
 
     def _after_first_frame(self) -> None:
@@ -162,7 +162,7 @@ class BrunoApp(Replies):
             self.snapshot = Snapshot(self.clock(), problem=self.write_down(error))
         self.main.show(self.snapshot)
 
-    def _draw_happenings(self) -> None:
+    def draw_happenings(self) -> None:
         if not self.main.query(Conversation):  # the console is closing; what happened is in the records
             return
         printed: list[str] = []
@@ -248,7 +248,9 @@ class BrunoApp(Replies):
         self.push_screen(HelpScreen(self.user_keys, readonly=self.readonly))
 
     def action_pane(self, name: str) -> None:
-        self.main.show_pane(name)
+        self.main.show_pane(name, focus=name != "talk")
+        if name == "talk":
+            self.main.ask.focus()  # to talk is to type
 
     def action_command_line(self, start: str) -> None:
         line = self.main.ask

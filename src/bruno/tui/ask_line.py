@@ -22,6 +22,8 @@ class AskLine(Input):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "history(-1)", "Earlier", show=False),
         Binding("down", "history(1)", "Later", show=False),
+        Binding("pageup", "page(-1)", "Earlier answers", show=False),
+        Binding("pagedown", "page(1)", "Later answers", show=False),
         Binding("escape", "leave", "Leave the line", show=False),
     ]
 
@@ -43,6 +45,12 @@ class AskLine(Input):
 
         text: str
         done: bool = False
+
+    @dataclass
+    class Paged(Message):
+        """The conversation wants to be scrolled by so many pages."""
+
+        pages: int
 
     class Left(Message):
         """Escape in a line without a filter: the focus wants to go to a pane."""
@@ -93,6 +101,9 @@ class AskLine(Input):
         self._back = min(max(self._back - step, 0), len(self._history))
         self.value = self._history[-self._back] if self._back else ""
         self.cursor_position = len(self.value)
+
+    def action_page(self, pages: int) -> None:
+        self.post_message(self.Paged(pages))
 
     def action_leave(self) -> None:
         if self.value.startswith("/"):

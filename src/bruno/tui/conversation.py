@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
@@ -16,15 +17,34 @@ if TYPE_CHECKING:
 
 MOST_ENTRIES = 400
 """Older entries leave the screen; runs and their logs keep what matters."""
+WELCOME = """\
+{money}
+Say what you want in a sentence, for example
+  start demo on an H200
+  how is it going
+  what does it cost
+  stop it
+What costs money or cannot be undone first shows its plan and waits for your yes.
+"""
+SANDBOX = "The sandbox: Vast.ai is emulated on this machine. Nothing here costs real money."
+REAL = "This console rents real machines with your Vast.ai credit. To try it for nothing: bruno --sandbox"
+READONLY = "Read-only: everything is shown, nothing is acted on."
 _GLYPHS = {"info": "·", "good": "✔", "warn": "!", "bad": "✘"}
 
 
 class Conversation(VerticalScroll):
     """A growing list of entries that stays at its end unless it was scrolled up."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sandbox: bool = False, readonly: bool = False) -> None:
         super().__init__(id="talk")
         self.border_title = "bruno"
+        self._money = SANDBOX if sandbox else REAL
+        if readonly:
+            self._money = f"{self._money}\n{READONLY}"
+
+    def compose(self) -> ComposeResult:
+        """What a stranger needs before the first word; it scrolls away like everything else."""
+        yield Static(WELCOME.format(money=self._money), classes="entry welcome", markup=False)
 
     def on_mount(self) -> None:
         self.anchor()
@@ -60,6 +80,10 @@ class Conversation(VerticalScroll):
         widths = [max(len(row[column]) for row in cells if column < len(row)) for column in range(len(heads))]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in cells)
         self._add("\n".join(line.rstrip() for line in lines), "table")
+
+    def page(self, pages: int) -> None:
+        """Scroll by whole pages; back at the end it follows again."""
+        self.scroll_relative(y=pages * max(1, self.size.height - 1), animate=False)
 
     def empty(self) -> None:
         self.remove_children()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Log
+from textual.widgets import Log, Static
 
 from bruno.guard.sanitise import safe_line
 
@@ -31,6 +31,7 @@ class LogPane(Vertical):
         self._filter = ""
 
     def compose(self) -> ComposeResult:
+        yield Static("", id="log-note", markup=False)
         yield Log(max_lines=MOST_LINES)
 
     def on_mount(self) -> None:
@@ -81,6 +82,9 @@ class LogPane(Vertical):
         if not self.log_widget.auto_scroll:
             title += "  PAUSED"
         self.border_title = Content(title)  # a plain string would be read as markup
+        note = self.query_one("#log-note", Static)
+        note.display = not self._lines
+        note.update(" nothing of its log was read yet" if self._run else " no run yet: its log is followed here")
 
 
 def new_lines(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class MainScreen(Screen[None]):
         yield StatusBar(sandbox=self._sandbox, readonly=self._readonly)
         yield Tabs(*(Tab(title, id=f"tab-{name}") for name, title in PANES.items()), id="tabs")
         with Horizontal(id="body"):
-            yield Conversation()
+            yield Conversation(sandbox=self._sandbox, readonly=self._readonly)
             with Vertical(id="side"):
                 yield RunPane()
                 yield InstancesPane()
@@ -98,8 +98,17 @@ class MainScreen(Screen[None]):
     def on_ask_line_filtered(self, event: AskLine.Filtered) -> None:
         self.log_pane.filter(event.text)
         self.instances.filter(event.text)
-        if event.done:
-            self.focus_pane() if event.text else self.ask.focus()
+        if not event.done:
+            return
+        if not event.text:
+            self.ask.focus()
+        elif self.shown_pane in ("talk", "run"):  # neither is filtered: what was looked for is in the log
+            self.show_pane("log")
+        else:
+            self.focus_pane()
+
+    def on_ask_line_paged(self, event: AskLine.Paged) -> None:
+        self.talk.page(event.pages)
 
     def on_ask_line_left(self) -> None:
         self.focus_pane()

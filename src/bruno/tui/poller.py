@@ -30,8 +30,8 @@ class Snapshot:
     poll: timedelta = timedelta(seconds=5)
 
     def is_stale(self, read_at: datetime | None) -> bool:
-        """Whether a reading is older than three polls, or was never made."""
-        return read_at is None or self.at - read_at > STALE_POLLS * self.poll
+        """Whether a reading is older than three polls, was never made, or is of a time that the clock has not reached."""
+        return read_at is None or abs(self.at - read_at) > STALE_POLLS * self.poll
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Poller:
         poll = timedelta(seconds=self.seconds)
         try:
             self._runs = self.operator.runs()
-            if fresh or self._listed_at is None or now - self._listed_at >= poll:
+            # A clock that was set back must not stop the reading for as long as it was set back.
+            if fresh or self._listed_at is None or abs(now - self._listed_at) >= poll:
                 self._listed_at = now
                 self._instances = self.operator.instances(fresh=fresh)
             self._problem = ""

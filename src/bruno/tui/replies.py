@@ -97,6 +97,10 @@ class Replies(App[Leave]):
 
         self.run_worker(guarded(), group=group, exit_on_error=False)
 
+    def draw_happenings(self) -> None:
+        """Say what happened since the last time."""
+        raise NotImplementedError
+
     def write_down(self, error: Exception) -> str:
         """Put a traceback into the log file; the words that say so."""
         raise NotImplementedError
@@ -216,7 +220,9 @@ class Replies(App[Leave]):
         async def work() -> None:
             try:
                 operator = await self.operator_when_open()
-                self._answer(await in_thread(lambda: act(operator, cancel), name=f"bruno-act-{key[:12]}"))
+                answer = await in_thread(lambda: act(operator, cancel), name=f"bruno-act-{key[:12]}")
+                self.draw_happenings()  # what led to the answer stands above it
+                self._answer(answer)
             finally:
                 del self._cancels[key]
                 self._followed.pop(key, None)

@@ -27,15 +27,21 @@ class StatusBar(Static):
         view = snapshot.instances
         credit = words.money(view.credit if view else None)
         read = words.age(view.read_at if view else None, snapshot.at)
-        parts = [f"credit {credit}", f"now {words.spending(view)}", f"read {read}"]
         stale = snapshot.is_stale(view.read_at if view else None)
         problem = snapshot.problem or (view.problem if view and not view.known else "")
-        self._draw("  ".join(parts), stale=stale, problem=problem)
+        spending = words.spending(view)
+        costs = spending != words.money(0, "/h")  # unknown too: it may
+        paying = f"paying {spending}" if costs else "paying nothing"
+        self._draw(f"credit {credit}  read {read}", paying=paying, costs=costs, stale=stale, problem=problem)
 
-    def _draw(self, text: str, *, stale: bool = False, problem: str = "") -> None:
+    def _draw(
+        self, text: str, *, paying: str = "", costs: bool = False, stale: bool = False, problem: str = ""
+    ) -> None:
         pieces: list[Content | tuple[str, str]] = [(" bruno ", "bold")]
         for badge, colour in self._badges:
             pieces += [(f"[{badge}]", f"bold {colour}"), (" ", "")]
+        if paying:
+            pieces.append((f" {paying} ", "bold reverse $text-warning" if costs else ""))
         pieces.append((f" {text}", ""))
         if stale:
             pieces.append(("  STALE", "bold $text-warning"))
