@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -68,6 +68,16 @@ class Buffers:
                 self._tensors[name] = buffer
             buffer[:trials].copy_(value)
         self._present = frozenset(present)
+
+    def neutral(self) -> None:
+        """An edit that does nothing, of the kind that was last written; none where there was none yet."""
+        for name in self._present:
+            self._tensors[name].fill_(1.0 if name in ("input_scale", "output_scale") else 0.0)
+        self.active = bool(self._present)
+
+    def signature(self) -> Hashable:
+        """What an active edit consists of, and where it lies."""
+        return self.active and tuple(sorted((name, self._tensors[name].data_ptr()) for name in self._present))
 
     def has(self, name: str) -> bool:
         """Whether the active edit has this tensor."""

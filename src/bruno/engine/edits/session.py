@@ -7,7 +7,7 @@ CUDA graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +46,9 @@ class EditSession:
         self._routers = {mixture.layer: _RouterSite(mixture, self._rows, max_trials) for mixture in mixtures}
         self._splits = [SplitByTrial(mixture, self._rows) for mixture in mixtures if not mixture.fused]
         self._first_layer: tuple[int, ...] = ()
+        self.steady = False
+        """Whether writers that a batch leaves alone keep an edit that does nothing instead of none: what is launched is
+        then the same for every batch, as a captured graph needs it."""
 
     @property
     def trials(self) -> int:
@@ -62,7 +65,10 @@ class EditSession:
         if not 1 <= batch.trials <= self.max_trials:
             raise BrunoError(f"{batch.trials} trials do not fit an edit session made for {self.max_trials}")
         for index, site in enumerate(self._sites):
-            site.write(batch.edits.get(index), batch.trials)
+            edit = batch.edits.get(index)
+            site.write(edit, batch.trials)
+            if edit is None and self.steady and isinstance(site, _Site):
+                site.buffers.neutral()
         for layer, site in self._routers.items():
             site.write(batch.routers.get(layer), batch.trials)
         self._first_layer = batch.first_layer
@@ -78,6 +84,14 @@ class EditSession:
         if low < 0 or high >= self.trials:
             raise BrunoError(f"Rows name trials {low} to {high}, but {self.trials} are active")
         self._rows.set(low if low == high else trial_of_row)
+
+    def rows_on_device(self, trial_of_row: torch.Tensor) -> None:
+        """As `rows`, with a tensor on the model's device that is not read here: its values may change later on."""
+        self._rows.set(trial_of_row)
+
+    def signature(self) -> Hashable:
+        """What the hooks launch, and on which memory: a captured graph is right for as long as this is the same."""
+        return tuple(site.buffers.signature() for site in (*self._sites, *self._routers.values()))
 
     def rows_of(self, trial: int) -> None:
         """All rows of the following passes belong to one trial: its tensors broadcast, nothing is gathered."""

@@ -1,22 +1,27 @@
 """Greedy answers and log-probabilities for T trials x N prompts, as rows of one batch.
 
-Runs the model (through `prefill` for the prompts). While decoding, a row whose answer ended or is settled gives its place
-to the last row at once, so the batch only ever holds answers that are still being written.
+Runs the model (through `prefill` for the prompts, `decoding` and `graphs` for the answers). A row whose answer ended or is
+settled leaves, so that the batch holds answers that are still being written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from transformers import Cache
 
 from bruno.engine.edits.session import EditSession
-from bruno.engine.model.cache import decoding_cache, widened
+from bruno.engine.events import Emit
+from bruno.engine.model.cache import decoding_cache
+from bruno.engine.model.chat_format import EncodedPrompts
+from bruno.engine.model.decoding import Decoding, GrowingRows, Started, WholeRows, Written
+from bruno.engine.model.graphs import GraphedRows, room, usable
 from bruno.engine.model.loading import LoadedModel
+from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts, prefix_of_trials, prepare, trial_pass
+from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts, prefix_of_trials, trial_pass, with_states
 
 __all__ = ["Generation", "PreparedPrompts", "answer_logprobs", "first_token_logprobs", "generate", "prepare"]
 
@@ -28,13 +33,18 @@ class Generation:
     Attributes:
         texts: [T][N], special tokens left out.
         ids: [T][N], generated token ids; the end-of-text token, where it came, is the last.
-        ended: [T][N], True where the model ended its answer (False: length limit, or settled early).
+        ended: [T][N], True where the model ended its answer (False: length limit, or left early).
+        settled: [T], how many answers left because they were settled.
+        gave_up: [T], True where the trial left whole at its `give_up_at`: its answers are unfinished, and `settled` is
+            all that is known of them.
         tokens: number of tokens generated in all.
     """
 
     texts: list[list[str]]
     ids: list[list[list[int]]]
     ended: list[list[bool]]
+    settled: list[int]
+    gave_up: list[bool]
     tokens: int
 
 
@@ -46,6 +56,7 @@ def generate(
     max_new_tokens: int,
     session: EditSession | None = None,
     settled: Callable[[str], bool] | None = None,
+    give_up_at: Sequence[int] | None = None,
     rows: int = 0,
 ) -> Generation:
     """Greedy answers to every prompt, for every trial of the session (of the base model without one, or when it is off).
@@ -55,36 +66,100 @@ def generate(
 
     Args:
         max_new_tokens: longest answer, at least 1.
+        give_up_at: for each trial, the number of settled answers at which all of its rows leave; 0 is never.
         rows: most rows (trials x prompts) decoded together; 0 lets the engine choose.
 
     Raises:
         torch.OutOfMemoryError: the caller halves `rows` and tries again.
     """
     trials = max(1, session.trials if session else 0)
-    count = len(prepared.prompts)
-    ids: list[list[list[int]]] = [[[] for _ in range(count)] for _ in range(trials)]
-    ended = [[False] * count for _ in range(trials)]
-    ends = end_tokens(loaded)
-    for wave in _waves(loaded, prepared, session, rows or 4 * loaded.default_rows):
-        if prepared.cache == "blocks":
-            decoding = _Decoding(loaded, wave, prepared.prefix, max_new_tokens)
-        else:
-            decoding = _WholeRows(loaded, wave, own=prepared.cache == "own")
-        while decoding.rows:
-            finished = []
-            for row, (trial, prompt, token) in enumerate(decoding.tokens()):
-                answer = ids[trial][prompt]
-                answer.append(token)
-                ended[trial][prompt] = token in ends
-                if token in ends or len(answer) == max_new_tokens:
-                    finished.append(row)
-            if settled is not None:
-                finished = sorted({*finished, *_settled_rows(loaded, decoding, ids, settled)})
-            decoding.drop(finished)
-            if decoding.rows:
-                decoding.step(session)
-    texts = [loaded.tokenizer.batch_decode(answers, skip_special_tokens=True) for answers in ids]
-    return Generation(texts, ids, ended, sum(len(answer) for answers in ids for answer in answers))
+    answers = _Answers(loaded, len(prepared.prompts), max_new_tokens, list(give_up_at or [0] * trials))
+    try:
+        together = rows or _rows_together(loaded, prepared, max_new_tokens)
+        for wave in _waves(loaded, prepared, session, together, answers):
+            decoding = _decoding(loaded, prepared, wave, max_new_tokens, session)
+            while decoding.rows:
+                written = decoding.tokens()
+                finished = {row for row, each in enumerate(written) if answers.add(*each)}
+                if settled is not None:
+                    finished |= answers.settle(written, settled)
+                decoding.drop(sorted(finished))
+                if decoding.rows:
+                    decoding.step()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            loaded.workspace.release()
+        raise
+    return answers.generation()
+
+
+class _Answers:
+    """What has been written so far, and which trials have given up."""
+
+    def __init__(self, loaded: LoadedModel, prompts: int, longest: int, limits: list[int]) -> None:
+        self._tokenizer, self._ends = loaded.tokenizer, end_tokens(loaded)
+        self._longest, self._limits = longest, limits
+        self.ids: list[list[list[int]]] = [[[] for _ in range(prompts)] for _ in limits]
+        self._ended = [[False] * prompts for _ in limits]
+        self._settled = [[False] * prompts for _ in limits]
+        self.gave_up = [False] * len(limits)
+
+    def add(self, trial: int, prompt: int, tokens: Sequence[int]) -> bool:
+        """Put tokens behind an answer; what comes behind its end is left out. Whether it is finished."""
+        answer = self.ids[trial][prompt]
+        for token in tokens:
+            answer.append(token)
+            if token in self._ends:
+                self._ended[trial][prompt] = True
+                return True
+            if len(answer) == self._longest:
+                return True
+        return False
+
+    def settle(self, written: Sequence[Written], settled: Callable[[str], bool]) -> set[int]:
+        """Rows whose verdict is settled now, and all rows of trials that have given up."""
+        texts = self._tokenizer.batch_decode([self.ids[t][p] for t, p, _ in written], skip_special_tokens=True)
+        done = {row for row, text in enumerate(texts) if settled(text)}
+        for row in done:
+            trial, prompt, _ = written[row]
+            self._settled[trial][prompt] = True
+        for trial, limit in enumerate(self._limits):
+            self.gave_up[trial] |= bool(limit) and sum(self._settled[trial]) >= limit
+        return done | {row for row, (trial, _, _) in enumerate(written) if self.gave_up[trial]}
+
+    def generation(self) -> Generation:
+        texts = [self._tokenizer.batch_decode(answers, skip_special_tokens=True) for answers in self.ids]
+        tokens = sum(len(answer) for answers in self.ids for answer in answers)
+        return Generation(texts, self.ids, self._ended, [sum(s) for s in self._settled], self.gave_up, tokens)
+
+
+def _decoding(
+    loaded: LoadedModel, prepared: PreparedPrompts, wave: list[Started], longest: int, session: EditSession | None
+) -> Decoding:
+    """The fastest way of writing that these prompts allow (`prepare` has tried them)."""
+    session = session if session is not None and session.trials else None
+    if prepared.graphs:
+        return GraphedRows(loaded, prepared, wave, longest, session)
+    if prepared.cache == "blocks":
+        return GrowingRows(loaded, prepared, wave, longest, session)
+    return WholeRows(loaded, wave, session, own=prepared.cache == "own")
+
+
+def _rows_together(loaded: LoadedModel, prepared: PreparedPrompts, longest: int) -> int:
+    """How many rows are decoded together where nobody says: what memory holds, on a GPU with graphs."""
+    return room(loaded, prepared, longest) if prepared.graphs else 4 * loaded.default_rows
+
+
+def prepare(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
+    """Do the base model's share of the work once, and find the fastest way of writing answers to these prompts.
+
+    Call outside a session, or with the session off.
+
+    Args:
+        rows: prompts in one pass; 0 lets the engine choose. Out of memory halves it, and says so.
+    """
+    prepared = with_states(loaded, prompts, emit=emit, rows=rows)
+    return replace(prepared, graphs=usable(loaded, prepared, emit))
 
 
 @torch.inference_mode()
@@ -158,13 +233,6 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     )
 
 
-def _settled_rows(
-    loaded: LoadedModel, decoding: _Decoding | _WholeRows, ids: list[list[list[int]]], settled: Callable[[str], bool]
-) -> list[int]:
-    texts = loaded.tokenizer.batch_decode([ids[t][p] for t, p in decoding.owners], skip_special_tokens=True)
-    return [row for row, text in enumerate(texts) if settled(text)]
-
-
 def _continue(
     loaded: LoadedModel,
     prepared: PreparedPrompts,
@@ -202,147 +270,22 @@ def _following(item: PreparedBatch, tokens: torch.Tensor, mask: torch.Tensor) ->
     return torch.cat([item.mask, mask.to(item.mask.dtype)], dim=1), item.batch.position_ids[:, -1:] + steps
 
 
-@dataclass(frozen=True)
-class _Started:
-    """A trial's prompts, ready to be answered: the pass over them, and which they are."""
-
-    trial: int
-    item: PreparedBatch
-    done: Pass
-
-
 def _waves(
-    loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None, rows: int
-) -> Iterator[list[_Started]]:
-    """The passes of all trials over all prompts, gathered into waves of about `rows` rows (at least one pass each)."""
+    loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None, rows: int, answers: _Answers
+) -> Iterator[list[Started]]:
+    """The passes of all trials over all prompts, gathered into waves of about `rows` rows (at least one pass each).
+
+    Trials that have given up in an earlier wave are left out.
+    """
     prefixes = prefix_of_trials(loaded, prepared, session)
-    wave: list[_Started] = []
+    wave: list[Started] = []
     for item in prepared.pieces(rows):
         for trial, prefix in enumerate(prefixes):
             if wave and sum(len(s.item.batch.indices) for s in wave) + len(item.batch.indices) > rows:
                 yield wave
                 wave = []
-            wave.append(_Started(trial, item, trial_pass(loaded, prepared, item, prefix, session, trial)))
+            if not answers.gave_up[trial]:
+                run = partial(trial_pass, loaded, prepared, item, prefix, session, trial)
+                wave.append(Started(trial, item, run))
     if wave:
         yield wave
-
-
-class _Decoding:
-    """A wave of answers being written; rows 0 to `rows` - 1 of every tensor are the live ones."""
-
-    def __init__(self, loaded: LoadedModel, wave: list[_Started], prefix: int, max_new_tokens: int) -> None:
-        self._loaded = loaded
-        self.owners = [(s.trial, int(i)) for s in wave for i in s.item.batch.indices]
-        self.rows = len(self.owners)
-        width = max(s.item.mask.shape[1] for s in wave)
-        self._width = width
-        device = loaded.device
-        self._mask = torch.zeros(self.rows, width + max_new_tokens, dtype=torch.long, device=device)
-        self._mask[:, width:] = 1
-        self._mask[:, :width] = torch.cat(
-            [widened(s.item.mask[:, None, :, None], prefix, width)[:, 0, :, 0] for s in wave]
-        )
-        self._position = torch.cat([s.item.batch.position_ids[:, -1] for s in wave])
-        self._next = torch.cat([s.done.logits.argmax(-1) for s in wave])
-        self._cache, self._layers = decoding_cache([s.done.blocks for s in wave], prefix, width, width + max_new_tokens)
-
-    def tokens(self) -> list[tuple[int, int, int]]:
-        """(trial, prompt, newest token) for each live row."""
-        newest = self._next[: self.rows].tolist()
-        return [(trial, prompt, token) for (trial, prompt), token in zip(self.owners, newest, strict=True)]
-
-    def drop(self, finished: list[int]) -> None:
-        """Live rows beyond the new end move into the places of finished ones before it."""
-        gone = set(finished)
-        kept = self.rows - len(gone)
-        places = [row for row in range(kept) if row in gone]
-        sources = [row for row in range(kept, self.rows) if row not in gone]
-        self.rows = kept
-        into = torch.tensor(places, device=self._mask.device, dtype=torch.long)
-        out_of = torch.tensor(sources, device=self._mask.device, dtype=torch.long)
-        if finished and kept:
-            for tensor in (self._mask, self._position, self._next):
-                tensor[into] = tensor[out_of]
-            for layer in self._layers:
-                layer.move(out_of, into, kept)
-        for place, source in zip(places, sources, strict=True):
-            self.owners[place] = self.owners[source]
-        del self.owners[kept:]
-
-    def step(self, session: EditSession | None) -> None:
-        """One more token for every live row."""
-        if session is not None and session.trials:
-            session.rows(torch.tensor([trial for trial, _ in self.owners]))
-        live = slice(0, self.rows)
-        self._width += 1
-        self._position[live] += 1
-        logits = logits_of(
-            self._loaded,
-            self._next[live, None],
-            self._mask[live, : self._width],
-            self._position[live, None],
-            self._cache,
-            keep=1,
-        )
-        self._next[live] = logits[:, -1].argmax(-1)
-
-
-class _WholeRows:
-    """Answers of one model whose cache cannot be taken apart: each pass keeps its rows until all of them have ended.
-
-    With `own`, every pass goes on in the cache that the model made for it; otherwise all positions are computed again
-    for every token.
-    """
-
-    def __init__(self, loaded: LoadedModel, wave: list[_Started], *, own: bool) -> None:
-        self._loaded, self._own = loaded, own
-        self._passes = [_Rows(s.trial, s.done.own, s.item) for s in wave]
-        self._live = [(each, row) for each in self._passes for row in range(len(each.next))]
-        for started, each in zip(wave, self._passes, strict=True):
-            each.next = started.done.logits.argmax(-1)
-
-    @property
-    def rows(self) -> int:
-        return len(self._live)
-
-    @property
-    def owners(self) -> list[tuple[int, int]]:
-        return [(each.trial, each.prompts[row]) for each, row in self._live]
-
-    def tokens(self) -> list[tuple[int, int, int]]:
-        """(trial, prompt, newest token) for each live row."""
-        newest = {id(each): each.next.tolist() for each in self._passes}
-        return [(each.trial, each.prompts[row], newest[id(each)][row]) for each, row in self._live]
-
-    def drop(self, finished: list[int]) -> None:
-        """These live rows are not read any more."""
-        gone = set(finished)
-        self._live = [live for row, live in enumerate(self._live) if row not in gone]
-
-    def step(self, session: EditSession | None) -> None:
-        """One more token for every row of the passes that have a live one."""
-        needed = {id(each) for each, _ in self._live}
-        self._passes = [each for each in self._passes if id(each) in needed]
-        for each in self._passes:
-            if session is not None and session.trials:
-                session.rows_of(each.trial)
-            each.append(each.next)
-            ids, positions = (each.ids[:, -1:], each.positions[:, -1:]) if self._own else (each.ids, each.positions)
-            logits = logits_of(self._loaded, ids, each.mask, positions, each.cache if self._own else None, keep=1)
-            each.next = logits[:, -1].argmax(-1)
-
-
-class _Rows:
-    """The rows of one pass in `_WholeRows`: everything they hold so far, [B, S so far]."""
-
-    def __init__(self, trial: int, cache: Cache | None, item: PreparedBatch) -> None:
-        self.trial, self.cache = trial, cache
-        self.prompts = item.batch.indices.tolist()
-        self.ids, self.mask, self.positions = item.batch.input_ids, item.mask, item.batch.position_ids
-        self.next = self.ids[:, -1]
-
-    def append(self, tokens: torch.Tensor) -> None:
-        """A token [B] for each row."""
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], dim=1)

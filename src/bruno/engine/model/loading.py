@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ from bruno.engine.model.precision import (
     stored_dtype,
 )
 from bruno.engine.model.probes import padding_is_harmless, why_not_finite
+from bruno.engine.model.workspace import Workspace
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
 from bruno.settings.paths import paths
@@ -67,6 +68,7 @@ class LoadedModel:
         default_rows: prompts in one pass where nobody says otherwise.
         pads: whether shorter rows may be padded on the left. False for a model whose answers depend on padding: its
             batches hold prompts of one length.
+        workspace: what writing answers on a GPU keeps between batches of trials.
     """
 
     model: PreTrainedModel
@@ -81,6 +83,7 @@ class LoadedModel:
     hidden_size: int
     default_rows: int
     pads: bool = True
+    workspace: Workspace = field(default_factory=Workspace, compare=False, repr=False)
 
 
 def load(settings: EngineSettings, emit: Emit) -> LoadedModel:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from bruno.engine.events import Emit, OutOfMemory
 from bruno.errors import BrunoError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -18,6 +23,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error))
     )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device; on a GPU those that torch keeps for itself without using them count."""
+    import torch
+
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def halving(work: Callable[[int], T], rows: int, emit: Emit) -> T:

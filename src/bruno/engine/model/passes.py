@@ -17,6 +17,10 @@ from bruno.engine.model.chat_format import Batch
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.probes import accepted
 
+Mask = torch.Tensor | dict[str, torch.Tensor]
+"""[B, P + S] with 1 where there is a token; or added to the attention scores, [B, 1, S, P + S], by kind of block where
+kinds differ."""
+
 
 def forward(
     loaded: LoadedModel,
@@ -39,7 +43,7 @@ def forward(
 def logits_of(
     loaded: LoadedModel,
     input_ids: torch.Tensor,
-    mask: torch.Tensor,
+    mask: Mask,
     position_ids: torch.Tensor,
     cache: Cache | None,
     *,
@@ -58,7 +62,7 @@ def own_cache_pass(loaded: LoadedModel, batch: Batch, mask: torch.Tensor) -> tup
 def _output(
     loaded: LoadedModel,
     input_ids: torch.Tensor,
-    mask: torch.Tensor,
+    mask: Mask,
     position_ids: torch.Tensor,
     cache: Cache | None,
     *,

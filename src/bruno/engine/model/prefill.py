@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-import psutil
 import torch
 from transformers import Cache
 
@@ -25,7 +24,7 @@ from bruno.engine.model.architectures import decoder_config
 from bruno.engine.model.cache import BlockCache, cache_of, decoding_cache, held, is_recurrent, joined, why_not_blocks
 from bruno.engine.model.chat_format import Batch, EncodedPrompts
 from bruno.engine.model.loading import LoadedModel, first_line
-from bruno.engine.model.memory import halving, is_out_of_memory
+from bruno.engine.model.memory import free_memory, halving, is_out_of_memory
 from bruno.engine.model.passes import forward, keeping_inputs, logits_of, own_cache_pass
 from bruno.engine.model.probes import disagreement
 from bruno.errors import BrunoError
@@ -77,7 +76,7 @@ class PreparedBatch:
 
 @dataclass(frozen=True)
 class PreparedPrompts:
-    """Prompts with what the base model computes for them once and every trial reuses. Made by `prepare`.
+    """Prompts with what the base model computes for them once and every trial reuses. Made by `with_states`.
 
     Attributes:
         prompts: all N, whole.
@@ -87,6 +86,7 @@ class PreparedPrompts:
         layers: number of decoder blocks L.
         reuse: whether states are kept.
         cache: how answers are written.
+        graphs: whether answers are written by captured CUDA graphs.
     """
 
     prompts: EncodedPrompts
@@ -97,6 +97,7 @@ class PreparedPrompts:
     batches: list[PreparedBatch]
     reuse: bool
     cache: CacheUse = "blocks"
+    graphs: bool = False
 
     def start(self, first_layer: int) -> int:
         """The highest block, at most `first_layer`, that a pass can start at; L when the base model's pass will do."""
@@ -120,16 +121,45 @@ class Pass:
 
     Attributes:
         logits: [B, V] of the first answer token.
-        blocks: what each block keeps of the P + S positions; empty where `PreparedPrompts.cache` is not "blocks".
+        written: what each block keeps of the P + S positions, from the first block that the pass ran; empty where
+            `PreparedPrompts.cache` is not "blocks".
+        prefix, below: what the blocks before that one keep, as the base model left it: of the prefix (one row), and of
+            the own positions.
         own: the model's own cache, where that is used.
     """
 
     logits: torch.Tensor
-    blocks: list[BlockCache]
+    written: list[BlockCache]
+    prefix: list[BlockCache] = field(default_factory=list)
+    below: list[BlockCache] = field(default_factory=list)
     own: Cache | None = None
 
+    @property
+    def blocks(self) -> list[BlockCache]:
+        """What every block keeps of the P + S positions."""
+        return [*joined(self.prefix, self.below, len(self.logits)), *self.written]
 
-def prepare(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
+    def shapes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """(heads, size) of each block's keys, and of its values."""
+        pairs = ([(t.shape[1], t.shape[3]) for t in block.positions] for block in (*self.below, *self.written))
+        return [(keys, values) for keys, values in pairs]
+
+    def write(self, keys: list[torch.Tensor], values: list[torch.Tensor], rows: slice, prefix: int, width: int) -> None:
+        """Put keys and values into some rows of tensors of full length, laid out as by `widened`."""
+        for block, sides in enumerate(zip(keys, values, strict=True)):
+            for side, whole in enumerate(sides):
+                if block < len(self.below):
+                    early = self.prefix[block].positions[side] if self.prefix else None
+                    late = self.below[block].positions[side]
+                else:
+                    both = self.written[block - len(self.below)].positions[side]
+                    early, late = both[:, :, :prefix], both[:, :, prefix:]
+                if early is not None:
+                    whole[rows, :, : early.shape[2]] = early
+                whole[rows, :, width - late.shape[2] : width] = late
+
+
+def with_states(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
     """Do the base model's share of the work once. Call outside a session, or with the session off.
 
     Args:
@@ -196,21 +226,15 @@ def trial_pass(
     else:
         start = prepared.start(loaded.layers)
     if prepared.cache == "own":
-        return Pass(*_with_own_cache(loaded, item))
+        logits, own = own_cache_pass(loaded, item.batch, item.mask)
+        return Pass(logits, [], own=own)
     if prepared.cache == "none":
         return Pass(forward(loaded, item.batch, item.mask, None), [])
-    rows = len(item.batch.indices)
-    below = joined(prepared.prefix_blocks, item.blocks, rows)
     if start >= loaded.layers and prepared.reuse:
-        return Pass(item.logits, below)
-    cache = cache_of(decoder_config(loaded.model), prefix, rows)
+        return Pass(item.logits, [], prepared.prefix_blocks, item.blocks)
+    cache = cache_of(decoder_config(loaded.model), prefix, len(item.batch.indices))
     logits = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
-    return Pass(logits, [*below[:start], *held(cache, start)])
-
-
-def _with_own_cache(loaded: LoadedModel, item: PreparedBatch) -> tuple[torch.Tensor, list[BlockCache], Cache | None]:
-    logits, own = own_cache_pass(loaded, item.batch, item.mask)
-    return logits, [], own
+    return Pass(logits, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
 
 
 @torch.inference_mode()
@@ -230,12 +254,16 @@ def _why_not_reuse(loaded: LoadedModel, prompts: EncodedPrompts) -> str:
         return f"this model does not run with it: {first_line(error)}"
     by_token += min(loaded.layers, 2 * _KEPT_STATES) * config.hidden_size * loaded.dtype.itemsize
     size = by_token * sum(map(len, prompts.ids)) + by_row * len(prompts)
-    free = (
-        torch.cuda.mem_get_info(loaded.device)[0] if loaded.device.type == "cuda" else psutil.virtual_memory().available
-    )
+    free = free_memory(loaded.device)
     if size > _MEMORY_SHARE * free:
         return f"{size / 2**30:.1f} GiB of states do not fit beside the model, {free / 2**30:.1f} GiB are free"
     return ""
+
+
+def window_of(config) -> int:
+    """How far back the shortest-sighted blocks see, in positions; 0 where all see everything."""
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    return (getattr(config, "sliding_window", None) or 0) if windowed else 0
 
 
 def _usable_prefix(loaded: LoadedModel, prompts: EncodedPrompts) -> int:
@@ -248,8 +276,7 @@ def _usable_prefix(loaded: LoadedModel, prompts: EncodedPrompts) -> int:
     config = decoder_config(loaded.model)
     if is_recurrent(config):
         return 0
-    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None) if windowed else None
+    window = window_of(config)
     longest = max(map(len, prompts.ids), default=0)
     return 0 if prefix < 4 or (window and longest + _LONGEST_ANSWER > window) else prefix
 
@@ -290,8 +317,7 @@ def _check_reuse(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     try:
         cache = cache_of(config, prepared.prefix_blocks, len(item.batch.indices))
         resumed = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
-        below = joined(prepared.prefix_blocks, item.blocks, len(item.batch.indices))
-        done = Pass(resumed, [*below[:start], *held(cache, start)])
+        done = Pass(resumed, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
         written = _one_more(loaded, prepared, item, done)
         plain = _plain(loaded, prepared, item)
     except _UNUSABLE as error:
