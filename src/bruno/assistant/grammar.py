@@ -33,6 +33,12 @@ _LITERAL = re.compile(r"\{[^}]*\}|<[^>]*>")
 _SPOKEN = re.compile(
     r"\s*(resolved|concern|report|trouble)\b\s*(?:number\s+)?#?(\d{1,9})?\s*[:,]\s*(\S.*)", re.IGNORECASE | re.DOTALL
 )
+_FIGURES_IN_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
+    )
+}
 _NUMBERS = frozenset({"disk_gb", "max_dph", "count", "trials", "number"})
 
 
@@ -154,6 +160,7 @@ class Grammar:
                     continue
                 if part == "$":
                     continue
+                part = _FIGURES_IN_WORDS.get(part.lower(), part)  # noqa: PLW2901
                 figure = _FIGURE.fullmatch(part)
                 if part.lower() in self._vocabulary:
                     out.append(part.lower())

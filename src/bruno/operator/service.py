@@ -188,13 +188,10 @@ class Operator:
         return {"models": list(self.settings.models), "gpus": list(self.settings.gpus)}
 
     def _not_understood(self, found: NotUnderstood, *, asked: bool) -> Answer:
-        from rapidfuzz import process
+        from bruno.operator.misread import misread
 
         phrases = [words for words, _, _ in self.grammar.examples()]
-        near = [match for match, score, _ in process.extract(found.words, phrases, limit=3) if score >= 50]
-        who = "neither the grammar nor the assistant" if asked else "the grammar does not"
-        text = f"not understood: {who} could read that." if asked else f"not understood: {who} know that sentence."
-        return Answer(text=text, suggestions=tuple(found.suggestions or near or phrases[:3]), failed=True)
+        return misread(found.words, phrases, asked=asked, suggestions=found.suggestions)
 
     # --- decisions ---
 
