@@ -7,8 +7,10 @@ CUDA graphs stay valid.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Hashable, Sequence
-from types import TracebackType
+from functools import cache
+from types import ModuleType, TracebackType
 from typing import Self
 
 import torch
@@ -121,6 +123,16 @@ class EditSession:
         self.off()
 
 
+def fused_kernels(tensor: torch.Tensor) -> ModuleType | None:
+    """`edits.fused`, for tensors on a GPU that Triton compiles for; None where plain torch does the work."""
+    return _fused() if tensor.is_cuda else None
+
+
+@cache
+def _fused() -> ModuleType | None:
+    return importlib.import_module("bruno.engine.edits.fused") if importlib.util.find_spec("triton") else None
+
+
 class _Hooked:
     """Something with hooks on one module and buffers for what they apply."""
 
@@ -173,6 +185,9 @@ class _Site(_Hooked):
         if not self.buffers.has("input_scale"):
             return None
         x = args[0]
+        if (kernels := fused_kernels(x)) is not None:
+            rows = self.buffers.rows.on(x.device)
+            return kernels.scaled(x, self.buffers.tensor("input_scale"), rows), *args[1:]
         scale = self.buffers.of_rows("input_scale")  # [B or 1, d_in]
         rows = x.reshape(scale.shape[0], -1, x.shape[-1])
         # fp32 times bf16 is fp32: the scale is close to 1 and would be lost in bf16
@@ -182,6 +197,10 @@ class _Site(_Hooked):
         """`args` is what the module was given: the input with its scale already on it."""
         if not self.buffers.active:
             return None
+        if not self.buffers.has("input_read") and (kernels := fused_kernels(y)) is not None:
+            names = ("read", "write", "output_scale")
+            tensors = (self.buffers.tensor(name) if self.buffers.has(name) else None for name in names)
+            return kernels.projected(y, *tensors, self.buffers.rows.on(y.device))
         read, write = self.buffers.of_rows("read"), self.buffers.of_rows("write")  # [B or 1, k, d]
         rows = y.reshape(read.shape[0], -1, y.shape[-1]).float()
         if read.shape[1]:
