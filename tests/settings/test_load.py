@@ -31,6 +31,27 @@ def test_precedence_field_by_field(tmp_path: Path) -> None:
     assert settings.search.auto_select is True
 
 
+@pytest.mark.parametrize(
+    ("file", "environ", "trials"),
+    [
+        ("", {}, 40),
+        ("[search]\ntrials = 7\n", {}, 0),
+        ("", {"BRUNO_SEARCH__TRIALS": "7"}, 0),
+        ('[models.demo]\nid = "demo"\nweights_gb = 0.27\ntrials = 9\n', {"BRUNO_SEARCH__TRIALS": "7"}, 9),
+    ],
+)
+def test_a_shipped_number_of_trials_gives_way_to_one_that_was_said(tmp_path, file, environ, trials) -> None:
+    """0: the search's own number counts. A table of the person's own is said too, and is about that model alone."""
+    (tmp_path / "config.toml").write_text(file)
+    demo = read(environ=environ, cwd=tmp_path).models["demo"]
+    assert demo.trials == trials
+    assert (demo.hours > 0) == (trials == 40)
+
+
+def test_the_generated_file_says_nothing_of_a_model() -> None:
+    assert read(environ={"BRUNO_SEARCH__TRIALS": "7"}, cwd=ROOT).models["demo"].trials == 0
+
+
 def test_nothing_said_overrides_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("trust_remote_code = true\n[search]\nwarm_start = false\n")
     settings = read(["demo"], cwd=tmp_path)

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from bruno.errors import InputError
-from bruno.settings.console import Settings
+from bruno.settings.console import ModelAlias, Settings
 from bruno.settings.fields import Setting, all_settings, nearest, short_names
 from bruno.settings.paths import paths
 
@@ -110,9 +110,18 @@ def resolve(
     # Only what was said is passed on, so that `model_fields_set` tells it from a default (a behaviour's own defaults
     # give way to the first, not to the second).
     settings = Settings.model_validate(merged.model_dump(exclude_unset=True))
-    settings.models = {**Settings().models, **settings.models}
+    own = settings.models if "models" in settings.model_fields_set else {}
+    settings.models = {**_shipped_models(settings), **own}
     settings.gpus = {**Settings().gpus, **settings.gpus}
     return settings
+
+
+def _shipped_models(settings: Settings) -> dict[str, ModelAlias]:
+    """The short names that ship. Their own number of trials (and the time measured for it) gives way to one the person said."""
+    shipped = Settings().models
+    if "trials" not in settings.search.model_fields_set:
+        return shipped
+    return {name: about.model_copy(update={"trials": 0, "hours": 0.0}) for name, about in shipped.items()}
 
 
 def find_config(config: Path | None, environ: Mapping[str, str], cwd: Path | None = None) -> Path | None:
@@ -218,23 +227,32 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unlike_default(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def _unlike_default(values: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A file's values without those that repeat a default.
 
     The generated config.toml lists every default; a list of them is no wish of the person's, and must not silence the
-    defaults that a behaviour's own file brings.
+    defaults that a behaviour's own file brings. A table of named things ([models.NAME]) is one value: said whole or not at all.
     """
     said = {}
     for name, value in values.items():
         default = defaults.get(name)
         if isinstance(value, dict) and isinstance(default, dict):
-            value = _unlike_default(value, default)  # noqa: PLW2901
+            table = all_settings().get(f"{prefix}{name}")
+            if table is not None and table.is_table:
+                value = {key: row for key, row in value.items() if not _repeats(row, default.get(key))}  # noqa: PLW2901
+            else:
+                value = _unlike_default(value, default, f"{prefix}{name}.")  # noqa: PLW2901
             if not value:
                 continue
         elif value == default and type(value) is type(default):
             continue
         said[name] = value
     return said
+
+
+def _repeats(row: Any, default: Any) -> bool:
+    both = isinstance(row, dict) and isinstance(default, dict)
+    return both and all(name in default and default[name] == value for name, value in row.items())
 
 
 def _check_names(values: dict[str, Any], where: str, prefix: str = "") -> None:
