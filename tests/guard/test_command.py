@@ -45,7 +45,7 @@ CASES = [
     ("taskset 1 rm x", "typed_yes"),
     ("exec -a y rm x", "typed_yes"),
     ("tmux ls \\; run-shell 'touch x'", "ask"),
-    ("mapfile -C 'rm x' -c 1 y < z", "ask"),
+    ("mapfile -C 'rm x' -c 1 y < z", "typed_yes"),
     ("git -c core.pager='rm x' log", "typed_yes"),
     ("git diff --ext-diff", "ask"),
     ("awk 'BEGIN{x=1/system(\"id\")/2}'", "typed_yes"),

@@ -8,7 +8,8 @@ from bruno.guard.command_rules import shipped_commands
 from bruno.guard.shapes import Level
 from tests.guard.corpus import lines
 
-MUST_NEVER, OWN_READS, BENIGN = lines("must_never.txt"), lines("own_reads.txt"), lines("benign.txt")
+MUST_NEVER = lines("must_never.txt") + lines("must_never_attacks.txt")
+OWN_READS, BENIGN = lines("own_reads.txt"), lines("benign.txt") + lines("benign_day.txt")
 IRREVERSIBLE = [
     "rm -rf models", "find . -delete", "git reset --hard", "git push --force", "git clean -fdx", "kill -9 1234", "pkill python",
     "psql -c 'DROP TABLE t'", "psql -c 'DELETE FROM t'", "sqlite3 s.db 'DELETE FROM t'", "vastai destroy instance 5", "vastai stop instance 5",
@@ -29,6 +30,32 @@ def test_the_corpora_are_large_enough() -> None:
 def test_examples_in_the_files_hold() -> None:
     assert shipped_commands().problems == []
     assert shipped_commands().check_all() == []
+
+
+def test_a_harmless_word_does_not_reach_the_other_members_of_a_family() -> None:
+    """`alembic status` shows, `dropdb status` drops a database of that name: a shape names the programs it is for."""
+    assert check("alembic current").level is Level.allow
+    for program in (
+        "dropdb",
+        "lvremove",
+        "make",
+        "npx",
+        "uvx",
+        "ifdown",
+        "easy_install",
+        "vgremove",
+        "just",
+        "pg_restore",
+    ):
+        for word in ("status", "list", "show", "info", "env", "version", "report", "verify", "history", "current"):
+            assert check(f"{program} {word}").level is not Level.allow, f"{program} {word}"
+
+
+def test_a_shape_names_only_programs_of_its_family() -> None:
+    for name in shipped_commands().names():
+        program = shipped_commands().programs[name]
+        for shape in program.allow:
+            assert set(shape.only) <= {name, *program.also}
 
 
 def test_nothing_destructive_passes_in_silence() -> None:

@@ -33,6 +33,10 @@ WRAPPERS = {
     "loop": "for i in 1 2; do {}; done", "not": "! {}", "assigned": "x=$({})", "trap": "trap {q} EXIT", "python": "python -c {py}", "case": "case x in x) {} ;; esac",
     "redirected": "{} > /dev/null 2>&1 &", "function": "f() {{ {}; }}; f", "while": "while true; do {}; done", "sudo-sh": "sudo sh -c {q}", "doas": "doas {}",
     "alias": "alias ls={q}; ls", "vastai": "vastai execute 5 {q}", "uv": "uv run {}", "env-S": "env -S {q}", "parallel": "parallel {} ::: a",
+    "at": "at now <<< {q}", "screen": "screen -dmS x {}", "each-submodule": "git submodule foreach {q}", "bisect": "git bisect run {}", "ansible": "ansible all -a {q}",
+    "named-coproc": "coproc X {{ {}; }}", "dot": ". /dev/stdin <<< {q}", "in-a-container": "kubectl exec p -c c -- {}", "options": "bash -ceuo pipefail {q}",
+    "mapfile": "mapfile -C {q} -c 1 lines < x", "here-backticks": "cat <<E\n`{}`\nE", "gcloud": "gcloud compute ssh x --command {q}",
+    "vastai-words": "python -m vastai execute 5 {q}", "endless": "while true; do {} & done",
 }  # fmt: skip
 
 
@@ -68,6 +72,8 @@ OBFUSCATIONS = {
     "blanks": lambda head, rest: f"   {head}\t {rest}",
     "backticks": lambda head, rest: f"`echo {head}` {rest}",
     "path": lambda head, rest: f"/usr/bin/{head} {rest}",
+    "strange path": lambda head, rest: f"/proc/self/root/bin/{head} {rest}",
+    "dotted path": lambda head, rest: f"/usr/bin/../../bin/{head} {rest}",
     "printf": lambda head, rest: f"$(printf %s {head}) {rest}",
 }
 

@@ -14,7 +14,7 @@ from bruno.guard.sanitise import safe_line
 from bruno.guard.script import Simple
 from bruno.guard.shapes import Level, Program, allows, fires
 from bruno.guard.shell import read_script
-from bruno.guard.words import UNKNOWN, Word, decoded_ansi, names
+from bruno.guard.words import STEERING, UNKNOWN, Word, decoded_ansi, names
 from bruno.guard.wrappers import Inner, unwrap
 
 MAX_NESTING = 7
@@ -28,12 +28,20 @@ _VERSIONED = re.compile(
 _SET_FREELY = re.compile(
     r"(?!(?:https?|ftp|all|no)_proxy$)[a-z_][a-z0-9_]*|LC_[A-Z]+|LANG|LANGUAGE|TZ|NO_COLOR|COLUMNS|LINES|TERM|CUDA_VISIBLE_DEVICES|"
     r"PYTHONUNBUFFERED|PYTHONIOENCODING|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM|HF_HUB_OFFLINE|NCCL_DEBUG|BLOCKSIZE|BLOCK_SIZE|"
-    r"TIME_STYLE|[A-Z]|[A-Z]*_?(?:DIR|FILE|NAME|ID|COUNT|LOG|PORT|N|RUN|JOB)"
+    r"TIME_STYLE|[A-Z]|(?!TERMINFO)(?:[A-Z]+_)?(?:DIR|FILE|NAME|ID|COUNT|LOG|PORT|RUN|JOB)"
 )
 _CODE_PROGRAMS = names(
     "python python3 python2 perl ruby node nodejs lua php awk gawk mawk sqlite3 psql mysql mariadb vim vi emacs ed gdb"
 )
 _SQL_PROGRAMS = names("sqlite3 sqlite psql mysql mariadb duckdb cockroach clickhouse-client")
+_SETTERS = names("read mapfile readarray getopts unset let declare typeset export local readonly")
+_LOSES = re.compile(
+    r"-{0,2}(?:delete|destroy|drop|purge|wipe|erase|uninstall|remove|rm|reset|prune|terminate|kill|stop|shutdown|force|overwrite|"
+    r"clean|cleanup|flush|nuke|format|revert|rollback|forget|expire|gc|halt|reboot|poweroff|down|restart|cancel|truncate|discard|"
+    r"distclean|clobber|rmi|rmp|deregister|detach|decommission|evict|drain|disable|undeploy|unpublish)(?:[-_=:].*)?",
+    re.IGNORECASE,
+)
+"""Arguments by which a program that bruno does not know is most likely told to lose something."""
 _OUT = names("> >> &> &>> >|")
 
 
@@ -58,6 +66,8 @@ class _Case:
     depth: int
     name: str = ""
     """What it was called by, without its folder."""
+    known: str = ""
+    """The same, less a version: the name that the files know."""
     main: str = ""
     """The name under which the files describe it."""
 
@@ -130,12 +140,15 @@ class CommandJudge:
     def _around(self, case: _Case) -> Iterator[Piece]:
         """Assignments and redirections."""
         for name, value in case.simple.assigns:
-            if not _SET_FREELY.fullmatch(name):
+            if steers := STEERING.fullmatch(name):
+                reason = f"sets {safe_line(name)}, by which other programs find what they run or read"
+                yield case.piece(Level.typed_yes, "sets-a-variable", reason)
+            if not steers and not _SET_FREELY.fullmatch(name):
                 yield case.piece(
                     Level.ask, "sets-a-variable", f"sets {safe_line(name)}, which may change what other programs do"
                 )
-                if " " in value.text:
-                    yield from self.raising(self.text(value.text, case.where, MAX_NESTING - 1), Level.typed_yes)
+            if (steers or not _SET_FREELY.fullmatch(name)) and " " in value.text:
+                yield from self.raising(self.text(value.text, case.where, MAX_NESTING - 1), Level.typed_yes)
         for redirect in case.simple.redirects:
             target = redirect.target
             if target is None or (redirect.op == ">&" and re.fullmatch(r"\d+|-", target.text)):
@@ -173,13 +186,22 @@ class CommandJudge:
             return
         case.name = head.text.rsplit("/", 1)[-1]
         versioned = _VERSIONED.fullmatch(case.name)
-        known = case.name if case.name in self.rules.programs or not versioned else versioned[1]
-        program = self.rules.find(known)
+        case.known = case.name if case.name in self.rules.programs or not versioned else versioned[1]
+        program = self.rules.find(case.known)
         if program is None:
-            yield case.piece(Level.ask, "no-rule", f"bruno has no rule for {safe_line(head.text, 60)}")
+            yield self._stranger(case, head)
             return
-        case.main = self.rules.main[known]
+        case.main = self.rules.main[case.known]
         yield from self._judged(case, program, at_risk)
+
+    def _stranger(self, case: _Case, head: Word) -> Piece:
+        """A program that no file describes: its own arguments may still say that something ends."""
+        for word in case.arguments:
+            if _LOSES.fullmatch(word.text):
+                told = f"{safe_line(head.text, 60)}, which is told to {safe_line(word.text.lstrip('-'), 40)}"
+                reason = f"bruno has no rule for {told}; what is lost by it cannot be brought back"
+                return case.piece(Level.typed_yes, "no-rule", reason)
+        return case.piece(Level.ask, "no-rule", f"bruno has no rule for {safe_line(head.text, 60)}")
 
     def _judged(self, case: _Case, program: Program, at_risk: bool) -> Iterator[Piece]:
         """A program that the files describe: warnings first, then what allows it, then what it runs in turn."""
@@ -194,10 +216,13 @@ class CommandJudge:
             warned.append(case.piece(Level.typed_yes, f"{case.name}/broken", reason))
         if case.main == "git" and self.git_remote:
             warned += self._push(case)
+        if case.name in _SETTERS and (set_ := [word for word in case.arguments if STEERING.fullmatch(word.text)]):
+            reason = f"sets {set_[0].shown()}, by which other programs find what they run or read"
+            warned.append(case.piece(Level.typed_yes, "sets-a-variable", reason))
         yield from warned
         yield from self._secrets(case, program)
         yield from self._code(case)
-        if not warned and any(allows(shape, program, case.arguments) for shape in program.allow):
+        if not warned and any(allows(shape, program, case.arguments, case.known) for shape in program.allow):
             return
         found = unwrap(program, case.simple)
         if found is not None:
@@ -209,7 +234,8 @@ class CommandJudge:
                 yield case.piece(Level[found.own], f"{case.name}/{found.rule or 'wrapper'}", reason)
             for inner in found.inners:
                 yield from self._inner(inner, case)
-        if not warned and (found is None or found.own == "floor"):
+        named = any(piece.rule != "runs-from-elsewhere" for piece in warned)
+        if not named and (found is None or found.own == "floor"):
             yield self._floor(case, program)
 
     def _floor(self, case: _Case, program: Program) -> Piece:

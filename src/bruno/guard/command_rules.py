@@ -132,6 +132,9 @@ def _program(path: Path, name: str, table: Any) -> Program:
         for value in (shape.flags, shape.args):
             if isinstance(value, str) and value not in ("any", "none"):
                 raise RuleFileError(f'guardrail file {path}: {name}: {value!r} is neither a list nor "any" nor "none"')
+    for shape in program.allow:
+        if strangers := set(shape.only) - {name, *program.also}:
+            raise RuleFileError(f"guardrail file {path}: {name}: {sorted(strangers)[0]} is no name of it")
     if unknown := {wrapper.kind for wrapper in program.wrapper} - KINDS:
         raise RuleFileError(f"guardrail file {path}: {name}: no such kind of wrapper: {sorted(unknown)[0]}")
     return program

@@ -45,6 +45,7 @@ class WordReader:
         self.followed = False
         """A constant was put in place of its variable."""
         self.branching = 0
+        self.looping = 0
         self.code_in_quotes = False
         self.arithmetic = False
 

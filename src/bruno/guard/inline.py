@@ -50,13 +50,17 @@ _PY_CALLS = re.compile(
     r"(?:print|len|str|int|float|sorted|list|dict|set|tuple|sum|min|max|round|range|repr|type|bool|abs|enumerate|zip|any|all|"
     r"torch\.cuda\.\w*(?:is_available|device_count|get_device_name|get_device_properties|get_device_capability|mem_get_info|"
     r"memory_allocated|memory_reserved|max_memory_allocated|current_device|is_bf16_supported|memory_summary|get_arch_list)|"
-    r"torch\.backends\.\w+\.(?:version|is_available)|torch\.version\.\w+|json\.dumps|platform\.\w+|os\.(?:getcwd|cpu_count|listdir|"
+    r"torch\.backends\.\w+\.(?:version|is_available)|torch\.version\.\w+|json\.dumps|json\.loads?|platform\.\w+|os\.(?:getcwd|cpu_count|listdir|"
     r"getpid|getenv|uname|getloadavg|path\.\w+)|os\.environ\.get|sys\.(?:getsizeof|getrecursionlimit)|shutil\.(?:disk_usage|which)|"
     r"math\.\w+|time\.time|socket\.gethostname|importlib\.metadata\.version|psutil\.(?:cpu_count|cpu_percent|virtual_memory|disk_usage)|"
     r"datetime\.datetime\.(?:now|utcnow)|statistics\.\w+)"
 )
+_PY_READABLE = re.compile(
+    r"(?!.*(?:secret|passw|credential|\.ssh|\.aws|\.kube|\.docker|auth|(?<!tokenizer_)key|token(?!i[sz]er)))"
+    r"[\w./~-]+\.(?:json|jsonl|txt|log|toml|ya?ml|md|csv|py)"
+)
 _PY_METHODS = names(
-    "get keys values items split strip join format upper lower startswith endswith isoformat count index"
+    "read readlines readline get keys values items split strip join format upper lower startswith endswith isoformat count index"
 )
 _PY_KEYWORDS = names("sep end flush indent sort_keys reverse ndigits default_flow_style start")
 _PY_NODES = (
@@ -97,6 +101,8 @@ def sql_danger(code: str) -> tuple[str, str]:
 
 
 def _statement_danger(statement: str) -> tuple[str, str]:
+    if re.search(r"(?:^|\n)\s*(?:\\!|\.(?:shell|system)\b)|\\gexec|\bto\s+program\b|\bfrom\s+program\b", statement):
+        return "typed_yes", "runs shell commands from inside the database client, or on its server"
     if re.search(r"\b(drop|truncate)\b", statement) or statement.startswith((".restore", ".clone")):
         return "typed_yes", "drops or empties tables; the rows cannot be brought back"
     if re.search(r"\b(delete\s+from|update)\b", statement) and not re.search(
@@ -229,6 +235,9 @@ def _node_problem(node: ast.AST) -> str:
 
 def _known_call(node: ast.Call, names: dict[str, str]) -> bool:
     dotted = _dotted(node.func, names)
+    if dotted == "open":  # with a mode it may write
+        path = node.args[0] if len(node.args) == 1 and not node.keywords else None
+        return isinstance(path, ast.Constant) and bool(_PY_READABLE.fullmatch(str(path.value)))
     if dotted and _PY_CALLS.fullmatch(dotted):
         return True
     return (

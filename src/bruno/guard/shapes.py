@@ -32,6 +32,8 @@ class _Entry(BaseModel):
 class Allow(_Entry):
     """Arguments that are known to read and nothing else."""
 
+    only: tuple[str, ...] = ()
+    """Names of the program that it holds for; empty means all. `dropdb status` drops what `alembic status` shows."""
     sub: tuple[str, ...] = ()
     """Subcommands it speaks of ("log", "remote show"); empty means none is looked for."""
     flags: tuple[str, ...] | str = ()
@@ -142,8 +144,10 @@ class Program(_Entry):
     wrapper: tuple[Wrapper, ...] = ()
 
 
-def allows(shape: Allow, program: Program, words: list[Word]) -> bool:
-    """Whether these arguments (without the program's name) are surely what the shape describes."""
+def allows(shape: Allow, program: Program, words: list[Word], name: str) -> bool:
+    """Whether these arguments of the program, called by `name`, are surely what the shape describes."""
+    if shape.only and name not in shape.only:
+        return False
     taken = _taken(shape, program, words)
     if taken is None or (shape.needs and not any(word.text.split("=")[0] in shape.needs for word in words)):
         return False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bruno.guard.expansions import MAX_DEPTH, WordReader
 from bruno.guard.outputs import output_of
 from bruno.guard.script import Redirect, Script, Simple
-from bruno.guard.words import UNKNOWN, Word, names
+from bruno.guard.words import STEERING, UNKNOWN, Word, names
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
@@ -130,12 +130,16 @@ class _Reader(WordReader):
             self.doubt("it runs a command that is named {}")
         branches = node.type not in ("program", "compound_statement")
         self.branching += branches
+        self.looping += node.type == "while_statement"
         for child in node.children:
+            if child.type == "&" and self.looping:
+                self.doubt("it starts programs in the background for as long as a loop runs")
             if child.is_named:
                 self.walk(child, depth + 1)
             elif child.type not in _JOINTS:
                 self.doubt(f"it contains {child.type!r} where bruno does not expect it")
         self.branching -= branches
+        self.looping -= node.type == "while_statement"
 
     def command(self, node: Node, depth: int) -> None:
         simple = Simple(words=[], source=self.text(node))
@@ -158,6 +162,10 @@ class _Reader(WordReader):
         evaluates = bool(simple.words) and simple.words[0].text in _EVALUATING
         if evaluates and any("$(" in word.text or "`" in word.text for word in simple.words[1:]):
             self.doubt("a builtin may evaluate code in its arguments")
+        if evaluates and any(not word.known for word in simple.words) and _by_name(simple.words):
+            self.arithmetic = True  # a[$(command)] in a variable's name is evaluated too
+        if simple.words and simple.words[0].text == "coproc" and any(word.text in ("{", "(") for word in simple.words):
+            self.doubt("it names a coprocess")
         self.script.commands.append(simple)
 
     def pipeline(self, node: Node, depth: int) -> None:
@@ -220,6 +228,10 @@ class _Reader(WordReader):
         body = next((child for child in node.named_children if child.type == "heredoc_body"), None)
         if start is not None and body is not None:
             text = self.text(body)
+            if "`" in text and self.text(start)[:1] not in "'\"\\":
+                self.doubt("it holds backticks in a here-document")  # the grammar does not read them there
+                for inner in re.findall(r"`([^`]*)`?", text)[:8]:
+                    self.script.commands.append(Simple([Word("sh"), Word("-c"), Word(inner)], source=inner))
             literal = self.text(start)[:1] in "'\"\\" or not re.search(r"[$`\\]", text)
             simple.stdin = text if literal else re.sub(r"\$\w+|\$\{\w+\}", UNKNOWN, text) + UNKNOWN
             if not literal:
@@ -268,6 +280,8 @@ class _Reader(WordReader):
                 self.learn(*simple.assigns[-1])
             else:
                 simple.words.extend(self.words(child, depth))
+        if any(not word.known for word in simple.words):
+            self.arithmetic = True  # unset "$x" evaluates a[$(command)] in the name
         self.script.commands.append(simple)
 
     def words_and_bodies(self, node: Node, depth: int) -> None:
@@ -277,6 +291,9 @@ class _Reader(WordReader):
         for child in node.named_children:
             if child.type == "variable_name":
                 variable = self.text(child)
+                if STEERING.fullmatch(variable):
+                    assigned = Simple(words=[], assigns=[(variable, Word(UNKNOWN))], source=f"for {variable}")
+                    self.script.commands.append(assigned)
             elif child.type in _BODIES:
                 if variable and variable not in self.constants:
                     single = values[0] if len(values) == 1 and not values[0].glob else None
@@ -296,6 +313,11 @@ class _Reader(WordReader):
         called = {simple.words[0].text for simple in self.script.commands[start:] if simple.words}
         if name is not None and self.text(name) in called:
             self.script.commands.append(Simple(words=[Word(":(){"), Word(self.text(name))], source=self.text(node)))
+
+
+def _by_name(words: list[Word]) -> bool:
+    """Whether a builtin takes its unknown argument for a variable's name."""
+    return words[0].text not in ("test", "[", "printf") or any(word.text == "-v" for word in words)
 
 
 _STATEMENTS = {

@@ -20,6 +20,14 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _RANGE = re.compile(r"\{(-?\w+)\.\.(-?\w+)(?:\.\.-?\d+)?\}")
 
 
+STEERING = re.compile(
+    r"PATH|IFS|ENV|HOME|SHELL|CDPATH|PROMPT_COMMAND|PS[0-4]|SHELLOPTS|BASHOPTS|GLOBIGNORE|EXECIGNORE|BASH_\w+(?:\[.*\])?|LD_\w+|DYLD_\w+|"
+    r"GIT_\w+|PYTHON\w+|PERL5?\w*|RUBY\w+|NODE_\w+|LUA_\w+|JAVA_TOOL_OPTIONS|PG\w+|MYSQL_\w+|LESS\w*|(?:\w+_)?(?:PAGER|EDITOR|ASKPASS)|"
+    r"VISUAL|BROWSER|TAR_OPTIONS|RSYNC_RSH|CVS_RSH|RIPGREP_CONFIG_PATH|DOCKER_\w+|KUBECONFIG|XDG_CONFIG_\w+|RANDFILE|OPENSSL_\w+"
+)
+"""Variables by which programs find other programs, settings or code: whoever sets one may change what `ls` does."""
+
+
 def names(text: str) -> frozenset[str]:
     """The words of `text` as a set: how the long lists of the guard's modules are written."""
     return frozenset(text.split())

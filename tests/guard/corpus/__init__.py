@@ -11,5 +11,5 @@ def lines(name: str) -> list[str]:
     return [
         line.replace("\\N", "\n")
         for line in text.splitlines()
-        if line.strip() and not line.startswith(("## ", "# Lines"))
+        if line.strip() and not line.startswith(("## ", "# Lines", "# What"))
     ]
