@@ -27,11 +27,17 @@ class StartRun(_Intent):
     gpu: str | None = Field(default=None, max_length=60)
     """A GPU's name; None takes the model's usual one."""
     count: int = Field(default=1, ge=1, le=16)
-    """GPUs on the machine."""
+    """GPUs on each instance ("2 x H200")."""
+    instances: int = Field(default=1, ge=1, le=16)
+    """Instances to rent; with several, a worker runs on each and they search one study ("on 4 instances")."""
+    gpus_in_all: int | None = Field(default=None, ge=2, le=16)
+    """GPUs of which it was not said whether one instance has them all or each instance its own ("on 4 H200s"): asked back."""
+    workers: int | None = Field(default=None, ge=1, le=16)
+    """Workers, when a number of them was said ("with 4 workers"). Where they run is asked back unless it is clear."""
     disk_gb: float | None = Field(default=None, gt=0, le=100_000)
-    """Disk the person asked for; None takes what the model needs."""
+    """Disk of each instance that the person asked for; None takes what the model needs."""
     max_dph: float | None = Field(default=None, gt=0)
-    """Ceiling on the full price, $/h with disk."""
+    """Ceiling on the full price, $/h with disk, all instances together."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
     behaviour: str | None = Field(default=None, max_length=200)
 

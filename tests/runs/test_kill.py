@@ -131,7 +131,7 @@ def test_killed_while_the_call_is_on_its_way_it_asks_the_provider(consoles: Cons
 
 def test_two_consoles_do_not_carry_one_run_on(consoles: Consoles, world: World) -> None:
     assert consoles(begin=True, kill={"event": ["rent", "step_started"]})[0] == KILLED
-    with Runner(world)._alone(str(consoles.plan.run_id)), pytest.raises(Denied, match="another bruno"):
+    with Runner(world).alone(str(consoles.plan.run_id)), pytest.raises(Denied, match="another bruno"):
         Runner(world).carry_on(str(consoles.plan.run_id), lambda event: None)
     code, said = consoles(begin=True)
     assert (code, consoles.instances()) == (3, [])

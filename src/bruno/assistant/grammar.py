@@ -39,7 +39,7 @@ _FIGURES_IN_WORDS = {
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
     )
 }
-_NUMBERS = frozenset({"disk_gb", "max_dph", "count", "trials", "number"})
+_NUMBERS = frozenset({"disk_gb", "max_dph", "count", "instances", "gpus_in_all", "workers", "trials", "number"})
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ class Grammar:
 
     @cached_property
     def _gpu_words(self) -> dict[str, str]:
-        """Everything that may be said for a GPU -> its short name ("rtx 4090", "4090" and "rtx4090" -> rtx4090)."""
+        """Everything that may be said for a GPU -> its short name ("rtx 4090", "4090", "4090s" and "rtx4090" -> rtx4090)."""
         said = {
             name.lower().replace("_", " "): short for short, names in self._gpus.items() for name in (short, *names)
         }
         said |= {
             phrase.removeprefix("rtx").strip(): short for phrase, short in said.items() if phrase.startswith("rtx")
         }
-        return said
+        return {f"{phrase}s": short for phrase, short in said.items()} | said
 
     @cached_property
     def _lists(self) -> dict[str, Any]:

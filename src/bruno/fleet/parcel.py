@@ -87,7 +87,10 @@ def _travels(name: str) -> bool:
 
 
 def _headers(sources: dict[str, bytes]) -> str:
-    """Requires-Python and Requires-Dist: the `engine` extra, and of the console's own requirements those that are imported."""
+    """Requires-Python and Requires-Dist: the `engine` extra, and of the console's own requirements those that are imported.
+
+    The `postgres` extra stays one: only workers that share a database need its driver.
+    """
     try:
         ours = metadata.distribution("bruno")
     except metadata.PackageNotFoundError as error:
@@ -97,14 +100,19 @@ def _headers(sources: dict[str, bytes]) -> str:
     known = metadata.packages_distributions()  # reads every installed package's file list: more than a second
     imported = {_plain(name) for module in _imports(sources) for name in known.get(module, ())}
     chosen: set[str] = set()
+    drivers: set[str] = set()
     for requirement in ours.requires or ():
         text, _, marker = (part.strip() for part in requirement.partition(";"))
         match = _NAME.match(text)
+        if 'extra == "postgres"' in marker.replace("'", '"'):
+            drivers.add(text)
         if 'extra == "engine"' in marker.replace("'", '"') or (not marker and match and _plain(match[0]) in imported):
             chosen.add(text)
     lines = [
         f"Requires-Python: {ours.metadata['Requires-Python']}",
         *(f"Requires-Dist: {text}" for text in sorted(chosen)),
+        *(["Provides-Extra: postgres"] if drivers else []),
+        *(f'Requires-Dist: {text}; extra == "postgres"' for text in sorted(drivers)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -29,8 +29,10 @@ from bruno.operator.commands import on_instance
 from bruno.operator.concerns import resolve, show_concerns, trouble
 from bruno.operator.halt import stop_everything
 from bruno.operator.look import offer_view
+from bruno.operator.market import find_offers
 from bruno.operator.resolve import candidates, find_gpu
-from bruno.operator.start import find_offers, plan_start
+from bruno.operator.spread import question, spread_of
+from bruno.operator.start import plan_start
 from bruno.operator.stop import plan_end, require_known
 from bruno.operator.views import Answer, Ask, Instances, Offers, Progress, Reply, Talk, Watch
 
@@ -48,8 +50,12 @@ def answer(operator: Operator, intent: Intent, origin: Origin, words: str) -> Re
 
 
 def _start(operator: Operator, intent: StartRun, origin: Origin, words: str) -> Reply:
+    unclear = question(intent, operator.settings)
+    if unclear:
+        return Ask(clarification=unclear)
+    spread = spread_of(intent, operator.settings, local=operator.sandbox)
     listing = operator.world.vast.instances()
-    plan = plan_start(intent, operator.world, listing, operator.account(), operator.rules.disk)
+    plan = plan_start(intent, operator.world, listing, operator.account(), operator.rules.disk, spread=spread)
     return operator.card(plan, origin=origin, words=words, listing=listing)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
+from bruno.guard.actions import CreateInstance
 from bruno.guard.decision import Verdict
 from bruno.guard.plan import Cost, Fact, Plan
 from bruno.guard.sanitise import safe, safe_line
@@ -64,9 +65,7 @@ def _rows(card: Card) -> list[str]:
     """Named lines: price, disk, time, facts, and what the guard has to say."""
     plan = card.plan
     rows = [("no", _reason(hit)) for hit in card.decision.hits if hit.verdict is Verdict.DENY]
-    offer = _offer(plan)
-    if offer:
-        rows.append(("offer", offer))
+    rows += [("offer", offer) for offer in _offers(plan)]
     rows += [("price", line) for line in _money(plan)]
     for note in plan.notes:
         name, colon, rest = note.partition(": ")
@@ -82,12 +81,24 @@ def _rows(card: Card) -> list[str]:
     return out
 
 
-def _offer(plan: Plan) -> str:
-    """Where and what the machine is, as the provider says; empty for a plan that rents none."""
-    memory, reliability, place = (plan.fact(name) for name in _HEADLINE)
-    if memory is None:
-        return ""
-    said = [f"{memory.value:.0f} GB of GPU memory" if isinstance(memory.value, float) else "GPU memory unknown"]
+def _offers(plan: Plan) -> list[str]:
+    """Where and what each machine is, as the provider says; empty for a plan that rents none."""
+    rents = [step.action for step in plan.steps if isinstance(step.action, CreateInstance)]
+    if len(rents) < 2:
+        return [_offer(plan, "")] if plan.fact(_HEADLINE[0]) else []
+    return [f"{number}. {_priced(plan, rent)}" for number, rent in enumerate(rents, 1)]
+
+
+def _priced(plan: Plan, rent: CreateInstance) -> str:
+    price = plan.fact("dph_total", rent.label)
+    cost = f"${price.value:.3f}/h" if price and isinstance(price.value, float) else "price unknown"
+    return f"{cost}, {_offer(plan, rent.label, short=True)}"
+
+
+def _offer(plan: Plan, about: str, *, short: bool = False) -> str:
+    memory, reliability, place = (plan.fact(name, about) for name in _HEADLINE)
+    unit = "GB" if short else "GB of GPU memory"
+    said = [f"{memory.value:.0f} {unit}" if memory and isinstance(memory.value, float) else "GPU memory unknown"]
     said.append(f"reliability {reliability.value:.4g}" if reliability and reliability.value else "reliability unknown")
     said.append(str(place.value) if place and place.value else "place unknown")
     return ", ".join(said)
@@ -103,7 +114,11 @@ def _money(plan: Plan) -> list[str]:
     out = []
     if cost.per_hour is not None:
         disk = plan.fact("disk_gb")
-        out.append(f"${cost.per_hour:.3f}/h, {f'{disk.value:g} GB of ' if disk and disk.value else ''}disk included")
+        rents = sum(isinstance(step.action, CreateInstance) for step in plan.steps)
+        together = f" for {rents} instances together" if rents > 1 else ""
+        each = " on each" if rents > 1 else ""
+        room = f"{disk.value:g} GB of disk{each}" if disk and disk.value else "disk"
+        out.append(f"${cost.per_hour:.3f}/h{together}, {room} included")
     if cost.hours is not None and cost.total is not None:
         out.append(f"about {_hours(cost.hours)}, so about ${cost.total:.2f} in all")
     elif cost.per_hour is not None and plan.fact("disk_gb"):
@@ -127,7 +142,8 @@ def _fact(fact: Fact) -> str:
         worded = f"{fact.value:g}"
     else:
         worded = str(fact.value)
-    return f"{fact.name.replace('_', ' ')} {worded} ({fact.source})"
+    about = f" of {fact.about}" if fact.about else ""
+    return f"{fact.name.replace('_', ' ')}{about} {worded} ({fact.source})"
 
 
 def _ending(card: Card) -> str:

@@ -92,11 +92,10 @@ def follow_run(
     """The run from where its records leave it to its end, or until `cancel` is set."""
 
     def hear(event: RunEvent) -> None:
-        if until_launch and event.kind is Kind.STEP_DONE and event.step == "launch":
-            cancel.set()
         on_event(_happening(event))
 
-    run = Runner(operator.world).carry_on(run_id, hear, cancel, retry=retry)
+    until = "launch" if until_launch else None
+    run = Runner(operator.world).carry_on(run_id, hear, cancel, retry=retry, until=until)
     view = operator.run(run.run_id)
     if run.state == RunState.FINISHED:
         best = f"; best {view.best.refusals}/{view.best.prompts} refusals" if view.best else ""

@@ -19,7 +19,7 @@ from sqlmodel import Session, create_engine
 
 from bruno.errors import BrunoError
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration in migrations/versions; a test holds the two together."""
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS = 10.0

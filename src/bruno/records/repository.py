@@ -51,15 +51,23 @@ class Records(ConcernRows):
 
     def add_run(self, run: Run, steps: Sequence[str]) -> Run:
         """Write a new run with its steps, all pending. InputError when its id or its label is taken."""
-        with self._db.write() as session:
-            taken = session.exec(select(Run).where((Run.run_id == run.run_id) | (Run.label == run.label))).first()
-            if taken is not None:
-                raise InputError(f"there is a run named {taken.run_id} (label {taken.label}) already")
-            session.add(redacted_row(run))
-            session.flush()
-            session.add_all(RunStep(run_id=run.run_id, position=n, name=name) for n, name in enumerate(steps))
-            audit.append(session, "run", {"title": run.title}, at=self._clock(), run_id=run.run_id, plan_id=run.plan_id)
+        self.add_runs([(run, steps)])
         return run
+
+    def add_runs(self, runs: Sequence[tuple[Run, Sequence[str]]]) -> None:
+        """Write the rows of one run over several instances, all of them or none. As `add_run`."""
+        with self._db.write() as session:
+            for run, steps in runs:
+                self._add_run(session, run, steps)
+
+    def _add_run(self, session: Session, run: Run, steps: Sequence[str]) -> None:
+        taken = session.exec(select(Run).where((Run.run_id == run.run_id) | (Run.label == run.label))).first()
+        if taken is not None:
+            raise InputError(f"there is a run named {taken.run_id} (label {taken.label}) already")
+        session.add(redacted_row(run))
+        session.flush()
+        session.add_all(RunStep(run_id=run.run_id, position=n, name=name) for n, name in enumerate(steps))
+        audit.append(session, "run", {"title": run.title}, at=self._clock(), run_id=run.run_id, plan_id=run.plan_id)
 
     def run(self, run_id: str) -> Run:
         """The run with this id. InputError naming the nearest one when there is none."""
@@ -71,6 +79,12 @@ class Records(ConcernRows):
         query = select(Run).order_by(col(Run.created_at).desc(), col(Run.run_id))
         with self._db.read() as session:
             return list(session.exec(query.where(col(Run.state).in_(OPEN)) if open_only else query))
+
+    def group(self, group_id: str) -> list[Run]:
+        """The rows of a run over several instances, the first one's first, the others by label."""
+        query = select(Run).where(Run.group_id == group_id)
+        with self._db.read() as session:
+            return sorted(session.exec(query), key=lambda run: (run.run_id != group_id, len(run.label), run.label))
 
     def update_run(self, run_id: str, **changes: Any) -> Run:
         """Change fields of a run (`state`, `problem`, `instance_id`, ...)."""

@@ -100,6 +100,8 @@ class Run(SQLModel, table=True):
     problem: str = ""
     """Why it failed, in one sentence."""
     instance_id: int | None = None
+    group_id: str | None = Field(default=None, index=True)
+    """Of a run over several instances: the first one's run id, the same in all their rows. None: a run on one instance."""
     trials: int | None = None
     remote_model: str | None = None
     local_model: str | None = None

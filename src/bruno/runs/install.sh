@@ -1,7 +1,7 @@
-# Runs on the machine, as `bash install.sh WHEEL VENV`, detached. Makes a virtual environment that sees the image's own torch,
+# Runs on the machine, as `bash install.sh WHEEL VENV [EXTRAS]`, detached. Makes a virtual environment that sees the image's own torch,
 # and installs the engine there. Done again after a failure, it goes on with the same environment.
 set -eu
-wheel=$1 venv=$2
+wheel=$1 venv=$2 extras=${3:-}
 # Images of the provider keep torch in a virtual environment; others in the system's Python.
 base=/venv/main/bin/python
 [ -x "$base" ] || base=$(command -v python3)
@@ -17,7 +17,7 @@ site = Path(sysconfig.get_path("purelib", vars={"base": sys.argv[1], "platbase":
 site.joinpath("image-packages.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in base))
 PY
 "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip
-"$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel"
+"$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel$extras"
 "$venv/bin/python" - << 'PY'
 import torch, bruno, bruno.engine
 where = bruno.__path__[0]

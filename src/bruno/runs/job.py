@@ -16,6 +16,7 @@ from bruno.fleet.jobs import JobPhase, JobState
 from bruno.guard.actions import RunPlaybook
 from bruno.guard.sanitise import safe_line
 from bruno.runs import playbook as book
+from bruno.runs.database import VARIABLE, Database, address_of, same_place
 from bruno.runs.events import Kind
 from bruno.runs.home import EVENTS, LOG
 from bruno.runs.readers import LogReader
@@ -79,7 +80,8 @@ def install(task: Task, step: book.Install) -> Detail:
 
     places = task.on_host(send)
     venv = f"{places.root}/venv"
-    argv = ["bash", f"{places.root}/install.sh", f"{places.root}/{wheel.name}", venv]
+    extras = ["[postgres]"] if database_of(task) is not None else []
+    argv = ["bash", f"{places.root}/install.sh", f"{places.root}/{wheel.name}", venv, *extras]
     local = task.home / "install.log"
     state = run_to_its_end(task, f"{places.root}/install", argv, local=local, minutes=step.minutes, doing="installing")
     if state.exit_code != 0:
@@ -131,7 +133,10 @@ def launch(task: Task, _step: book.Launch) -> Detail:
     config = _write_config(task, places, engine_settings(task), "config.toml")
     argv = engine_argv(task, config)
     task.note(job=places.job, out=places.out)
-    state = launch_once(task, places.job, argv, engine_environment(task))
+    database = database_of(task)
+    # In a file of mode 0600 that the process's shell reads: neither a command line nor config.toml shows the password.
+    login = {VARIABLE: database.url} if database is not None else {}
+    state = launch_once(task, places.job, argv, {**engine_environment(task), **login})
     task.tell(Kind.NOTICE, f"the engine is {state.phase.value} on instance {task.instance_id} (process {state.pid})")
     return {"job": places.job, "out": places.out, "pid": state.pid}
 
@@ -141,7 +146,21 @@ def engine_argv(task: Task, config: str) -> list[str]:
     action = next(step.action for step in task.plan.steps if isinstance(step.action, RunPlaybook))
     python = task.row("install").detail["python"]
     names = {"python": python, "config.toml": config}
-    return [names.get(word, word) for word in action.engine_argv]
+    return [names.get(word, word) for word in (action.engine_argv if task.leads else action.worker_argv)]
+
+
+def database_of(task: Task) -> Database | None:
+    """The shared database that was confirmed with the plan, with its password from the settings in force; None: there is none.
+
+    Raises:
+        Denied: the settings name another one now.
+    """
+    confirmed = str(task.run.settings.get("search", {}).get("storage", ""))
+    if not address_of(confirmed).host:
+        return None
+    database = address_of(task.world.settings.search.storage)
+    same_place(database, confirmed)
+    return database
 
 
 def engine_environment(task: Task) -> dict[str, str]:

@@ -81,6 +81,7 @@ def estimate(
     download_mbps: float | None,
     hours: float = 0.0,
     gpu: str = "",
+    workers: int = 1,
 ) -> Estimate:
     """Time and price of a whole run, from setup to the model at home.
 
@@ -90,11 +91,12 @@ def estimate(
         trials: trials of the search. dph_total: $/h with disk. download_mbps: the offer's line, megabits per second.
         hours: a measured duration of a default run, when the alias names one; it then decides.
         gpu: settings' name of the GPU; a timing of other GPUs does not stand for it. "" asks for none.
+        workers: how many search at once; the trials are shared out to them, the rest is not.
 
     Returns:
         `hours` None when nothing was ever measured for such a model: no figure is better than an invented one.
     """
-    if hours > 0:
+    if hours > 0 and workers == 1:
         return _priced(hours, (f"{hours:g} h, as the settings say for {model}",), "[models] hours", dph_total)
     figures = constants()
     known = figures.timed(size_class, weights_gb)
@@ -108,8 +110,9 @@ def estimate(
         line = min(download_mbps or home, figures.hub_mbps.value)
         parts.append(_copied(weights_gb, line, "from the hub"))
         parts.append(_copied(weights_gb, home, "home"))
-    search = trials * known.seconds / 3600
-    parts.append((search, f"{trials} trials x {known.seconds:g} s = {search:.2f} h"))
+    search = trials * known.seconds / 3600 / workers
+    shared = f" / {workers} workers" if workers > 1 else ""
+    parts.append((search, f"{trials} trials x {known.seconds:g} s{shared} = {search:.2f} h"))
     return _priced(sum(part for part, _ in parts), tuple(line for _, line in parts), known.source, dph_total)
 
 

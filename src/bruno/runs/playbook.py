@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import bruno
 from bruno.errors import InputError
 
-_BEFORE = ("rent", "wait_ready", "identify", "check_disk", "install", "smoke", "launch", "follow", "verify", "fetch")
+_BEFORE = (
+    *("rent", "wait_ready", "identify", "check_disk", "install", "reach"),
+    *("smoke", "launch", "follow", "verify", "fetch"),
+)
 """The only order that makes sense; a playbook may leave out what is not in `_NEEDED`."""
 _NEEDED = frozenset({"rent", "wait_ready", "identify", "install", "launch", "follow"})
 
@@ -24,6 +27,8 @@ class _Step(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     title: str = Field(min_length=1, max_length=120)
     """One line, for people."""
+    on: Literal["each", "first"] = "each"
+    """Of a run over several instances: on each of them, or on the first alone."""
 
 
 class Rent(_Step):
@@ -58,6 +63,13 @@ class Install(_Step):
 
     do: Literal["install"]
     minutes: float = Field(default=45, gt=0)
+
+
+class Reach(_Step):
+    """Log in to the study's database from the machine, before anything is launched there."""
+
+    do: Literal["reach"]
+    minutes: float = Field(default=2, gt=0)
 
 
 class Smoke(_Step):
@@ -96,7 +108,7 @@ class Fetch(_Step):
 
 
 Step = Annotated[
-    Rent | WaitReady | Identify | CheckDisk | Install | Smoke | Launch | Follow | Verify | Fetch,
+    Rent | WaitReady | Identify | CheckDisk | Install | Reach | Smoke | Launch | Follow | Verify | Fetch,
     Field(discriminator="do"),
 ]
 
@@ -117,7 +129,14 @@ class Playbook(BaseModel):
             raise ValueError(f"the steps lack {', '.join(missing)}")
         if kinds != [kind for kind in _BEFORE if kind in kinds]:
             raise ValueError(f"steps come once each and in this order: {', '.join(_BEFORE)}")
+        alone = [step.do for step in self.steps if step.on == "first" and step.do in _NEEDED]
+        if alone:
+            raise ValueError(f"every instance needs {', '.join(alone)}")
         return self
+
+    def names(self, *, first: bool) -> list[str]:
+        """The steps, in order, of the first instance (or the only one) or of another."""
+        return [step.do for step in self.steps if first or step.on == "each"]
 
     def step(self, name: str) -> Step:
         """The step of this kind. Raises InputError when the playbook has none."""

@@ -40,8 +40,11 @@ def rent(task: Task, _step: book.Rent) -> Detail:
 
 
 def acquiring(task: Task) -> CreateInstance | StartInstance:
-    """The plan's one action that gets the machine."""
+    """The plan's one action that gets this row's machine: of several rentals, the one with its label."""
     found = [step.action for step in task.plan.steps if isinstance(step.action, CreateInstance | StartInstance)]
+    if len(found) > 1:
+        label = task.run.label
+        found = [action for action in found if isinstance(action, CreateInstance) and action.label == label]
     if len(found) != 1:
         raise Denied(f"a run's plan rents or starts one instance, this one has {len(found)}")
     return found[0]

@@ -20,9 +20,10 @@ from bruno.guard.actions import CreateInstance, RunPlaybook, StartInstance
 from bruno.guard.plan import Plan
 from bruno.records import Run
 from bruno.records.tables import Outcome, RunState, StepState
-from bruno.runs import deliver, follow, job, provision
+from bruno.runs import deliver, follow, job, provision, reach
 from bruno.runs.acting import perform
 from bruno.runs.events import Kind, OnEvent
+from bruno.runs.group import Group
 from bruno.runs.home import HomeReading, read_home
 from bruno.runs.playbook import load_playbook
 from bruno.runs.task import Task
@@ -38,6 +39,7 @@ _DO: dict[str, Callable[[Task, Any], dict[str, Any]]] = {
     "identify": provision.identify,
     "check_disk": provision.check_disk,
     "install": job.install,
+    "reach": reach.reach,
     "smoke": job.smoke,
     "launch": job.launch,
     "follow": follow.follow,
@@ -59,7 +61,8 @@ class Runner:
 
         Args:
             plan: CreateInstance (or StartInstance) and RunPlaybook steps; RegisterKey first when the key is new. `plan.run_id`
-                names the run (the instance's label when it is None).
+                names the run (the instance's label when it is None). With several CreateInstance steps, those that the
+                playbook names as its workers', each gets a row of its own and all are written, or none.
             permit: minted for exactly this plan.
             model: what is reshaped (hub id or `demo`). settings: the engine's settings that somebody said; they travel to
                 the machine as config.toml.
@@ -71,18 +74,41 @@ class Runner:
         actions = [step.action for step in plan.steps]
         playbooks = [action for action in actions if isinstance(action, RunPlaybook)]
         machines = [action for action in actions if isinstance(action, CreateInstance | StartInstance)]
-        if len(playbooks) != 1 or len(machines) != 1:
-            raise InputError("a run's plan gets one machine and runs one playbook on it")
-        machine = machines[0]
-        label = machine.label if isinstance(machine, CreateInstance) else machine.target.label
-        book, now = load_playbook(playbooks[0].playbook), self.world.clock()
-        run = Run(
-            run_id=plan.run_id or label,
+        labels = [each.label if isinstance(each, CreateInstance) else each.target.label for each in machines]
+        if len(playbooks) != 1 or not labels or (len(labels) > 1 and tuple(labels) != playbooks[0].workers):
+            raise InputError("a run's plan gets one machine, or one for each worker, and runs one playbook on it")
+        book = load_playbook(playbooks[0].playbook)
+        run_id = plan.run_id or labels[0]
+        rows = [self._row(plan, playbooks[0], run_id, label, settings, len(labels) > 1) for label in labels]
+        rows[0].run_id = run_id
+        for row in rows:
+            row.model, row.behaviour = model, behaviour
+        now = self.world.clock()
+        for action in actions:
+            permit.require(action, now=now)
+        origin, minted = permit.origin.value, permit.minted_at
+        self.world.records.use_permit(plan.plan_id, seal=permit.seal, origin=origin, minted_at=minted, run_id=run_id)
+        self.world.records.add_runs([(row, book.names(first=row.run_id == run_id)) for row in rows])
+        perform(playbooks[0], permit, self.world, run_id=run_id)
+        folder = self.world.paths.runs / run_id
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
+        _permits.update({row.run_id: permit for row in rows})
+        return run_id
+
+    def _row(
+        self, plan: Plan, play: RunPlaybook, run_id: str, label: str, settings: dict[str, object], several: bool
+    ) -> Run:
+        """The row of one instance, named by its label."""
+        now = self.world.clock()
+        return Run(
+            run_id=label,
             label=label,
+            group_id=run_id if several else None,
             title=plan.title,
-            model=model,
-            behaviour=behaviour,
-            playbook=playbooks[0].playbook,
+            model=play.model,
+            behaviour=play.behaviour,
+            playbook=play.playbook,
             plan_id=plan.plan_id,
             plan_json=plan.model_dump_json(),
             settings=dict(settings),
@@ -90,26 +116,22 @@ class Runner:
             created_at=now,
             updated_at=now,
         )
-        for action in actions:
-            permit.require(action, now=now)
-        origin, minted = permit.origin.value, permit.minted_at
-        self.world.records.use_permit(
-            plan.plan_id, seal=permit.seal, origin=origin, minted_at=minted, run_id=run.run_id
-        )
-        run = self.world.records.add_run(run, [step.do for step in book.steps])
-        perform(playbooks[0], permit, self.world, run_id=run.run_id)
-        folder = self.world.paths.runs / run.run_id
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "plan.json").write_text(run.plan_json, encoding="utf-8")
-        _permits[run.run_id] = permit
-        return run.run_id
 
-    def carry_on(self, run_id: str, on_event: OnEvent, cancel: Event | None = None, *, retry: bool = False) -> Run:
+    def carry_on(
+        self,
+        run_id: str,
+        on_event: OnEvent,
+        cancel: Event | None = None,
+        *,
+        retry: bool = False,
+        until: str | None = None,
+    ) -> Run:
         """Go on with a run until it is finished, it fails, or `cancel` is set; safe to call again after a kill -9 anywhere.
 
         Args:
             on_event: called in this thread with every RunEvent.
             retry: start the failed program (installer, engine) again; the engine's search goes on from its own study.
+            until: let go once this step is done ("launch"), on every instance; None goes on to the end.
 
         Returns:
             The run's row as it is then: state finished, or active when it was let go of.
@@ -122,22 +144,41 @@ class Runner:
         run = self.world.records.run(run_id)
         if run.state == RunState.FINISHED.value:
             return run
-        task = Task(
-            self.world, run, load_playbook(run.playbook), on_event, cancel or Event(), _permits.get(run_id), retry=retry
-        )
-        with self._alone(run_id):
+        if run.group_id is not None:
+            return Group(self, run.group_id, on_event, cancel or Event(), retry=retry).carry_on(until=until)
+        task = self.task(run, on_event, cancel or Event(), retry=retry)
+        with self.alone(run_id):
             try:
-                self._take_up(task, run)
-                for row in self.world.records.steps(run_id):
-                    if row.state != StepState.DONE.value:
-                        self._do(task, row)
-                return self._finish(task)
+                return self.carry(task, until=until)
             except Cancelled:
                 task.step = ""
                 task.tell(Kind.DETACHED, f"let go of run {run_id}; {task.cost()}")
                 return task.run
             finally:
                 task.drop()
+
+    def task(self, run: Run, on_event: OnEvent, cancel: Event, *, retry: bool) -> Task:
+        """What the steps of one row share. `drop` it when done."""
+        permit = _permits.get(run.run_id)
+        return Task(self.world, run, load_playbook(run.playbook), on_event, cancel, permit, retry=retry)
+
+    def carry(self, task: Task, *, until: str | None = None) -> Run:
+        """Every step of one row that is not done yet. The caller holds its lock and lets go of its link.
+
+        Raises:
+            Cancelled: called off, or `until` is done. As `carry_on` otherwise.
+        """
+        self._take_up(task, task.run)
+        for row in self.world.records.steps(task.run_id):
+            if row.state != StepState.DONE.value:
+                self.do(task, row)
+            if row.name == until:
+                raise Cancelled(f"let go of run {task.run_id}")
+        return self._finish(task)
+
+    def is_over(self, run_id: str) -> bool:
+        """Whether nothing of this row is left to be done."""
+        return self.world.records.run(run_id).state == RunState.FINISHED.value
 
     def fetch(self, run_id: str, on_event: OnEvent, cancel: Event | None = None) -> Path:
         """Copy the run's saved model home (resumable) and return its folder.
@@ -148,7 +189,7 @@ class Runner:
         run = self.world.records.run(run_id)
         book = load_playbook(run.playbook)
         task = Task(self.world, run, book, on_event, cancel or Event(), None, retry=False)
-        with self._alone(run_id):
+        with self.alone(run_id):
             try:
                 for name in ("verify", "fetch"):
                     task.step = name
@@ -179,7 +220,7 @@ class Runner:
 
     # --- one step ---
 
-    def _do(self, task: Task, row: RunStep) -> None:
+    def do(self, task: Task, row: RunStep) -> None:
         """One step, recorded before and after."""
         task.check()
         step = task.book.step(row.name)
@@ -242,14 +283,15 @@ class Runner:
             if act.kind == "run_playbook" and act.act_id is not None:
                 self.world.records.end_act(act.act_id, Outcome.DONE)
         run = self.world.records.update_run(task.run_id, state=RunState.FINISHED.value, finished_at=now, problem="")
-        task.tell(
-            Kind.FINISHED, f"run {task.run_id} is finished: {run.local_model or 'no model was saved'}; {task.cost()}"
-        )
+        what = run.local_model or "no model was saved"
+        if run.group_id not in (None, run.run_id):
+            what = "its trials are in the study"
+        task.tell(Kind.FINISHED, f"run {task.run_id} is finished: {what}; {task.cost()}")
         _permits.pop(task.run_id, None)
         return run
 
     @contextmanager
-    def _alone(self, run_id: str) -> Iterator[None]:
+    def alone(self, run_id: str) -> Iterator[None]:
         """The lock of one run: the kernel lets go of it however the process ends."""
         folder = self.world.paths.runs / run_id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -64,6 +64,11 @@ class Task:
         return self.world.records.run(self.run_id)
 
     @property
+    def leads(self) -> bool:
+        """Whether it makes the study and the model: the only instance, or the first of several."""
+        return self.run.group_id in (None, self.run_id)
+
+    @property
     def poll(self) -> float:
         return self.world.settings.fleet.poll_seconds
 

@@ -28,6 +28,7 @@ from bruno.errors import InputError
 from bruno.settings.console import ModelAlias, Settings
 from bruno.settings.fields import Setting, all_settings, nearest, short_names
 from bruno.settings.paths import paths
+from bruno.settings.secrets import hide_url
 
 RESERVED = frozenset({"BRUNO_HOME", "BRUNO_CONFIG", "BRUNO_KEYMAP", "BRUNO_SANDBOX_INSTANCE"})
 """Environment names with our prefix that are not settings."""
@@ -113,6 +114,7 @@ def resolve(
     own = settings.models if "models" in settings.model_fields_set else {}
     settings.models = {**_shipped_models(settings), **own}
     settings.gpus = {**Settings().gpus, **settings.gpus}
+    hide_url(settings.search.storage)  # a database's address may hold its password
     return settings
 
 

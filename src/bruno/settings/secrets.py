@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
+from urllib.parse import unquote
 
 from bruno.errors import InputError
 from bruno.settings.paths import Paths, paths
@@ -52,6 +53,21 @@ def hide(value: str) -> None:
     """Redact this exact text everywhere from now on (shorter than eight characters is no secret worth the confusion)."""
     if len(value) >= 8:
         _known.add(value)
+
+
+def hide_url(url: str) -> None:
+    """Redact a URL that holds a password, what stands before its path, and the password, wherever they stand from now on.
+
+    A password that the rest of the URL spells too (`postgres`) is not redacted by itself: it would take the address with it.
+    """
+    place = url.partition("://")[2].split("/", 1)[0]
+    login, at, _host = place.rpartition("@")
+    password = login.partition(":")[2]
+    if not at or not password:
+        return
+    rest = url.replace(f":{password}@", "@", 1)
+    for text in (url, place, *(word for word in (password, unquote(password)) if word not in rest)):
+        hide(text)
 
 
 def redact(text: str, extra: Iterable[str] = ()) -> str:
