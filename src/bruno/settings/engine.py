@@ -8,9 +8,16 @@ imports torch. Fields are added with the method that reads them: a setting that 
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+
+def hide_password(storage: str) -> str:
+    """A storage URL with `***` for its password: what may be stored and shown."""
+    storage = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", storage)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", storage)
 
 
 class Group(BaseModel):
@@ -158,7 +165,9 @@ class Search(Group):
     startup_trials: int = Field(default=0, ge=0)
     """Random trials before the sampler begins to learn; 0 means a fifth of `trials`, at most 60."""
     storage: str = ""
-    """Optuna storage URL ("" = an SQLite file in the run's folder)."""
+    """Optuna storage URL ("" = an SQLite file in the run's folder). Workers anywhere can join one on a database server.
+
+    Better in the environment, BRUNO_SEARCH__STORAGE, than on a command line: its password is never written anywhere."""
     study: str = ""
     """Study name ("" = the model's name and the behaviour's). One made from other prompts or settings is refused."""
     auto_select: bool = True
@@ -167,8 +176,20 @@ class Search(Group):
     Off: show a menu when there is a terminal."""
     kl_ceiling: float = Field(default=0.2, gt=0)
     """First-token KL divergence (nats) above which `auto_select` takes no trial, unless every trial is above it (it says so)."""
+    stop_dominated: bool = True
+    """Stop reading a trial's answers once another is certain to be better in refusals and KL at once. It changes no choice."""
     warm_start: bool = True
     """Enqueue the family's known good settings before random ones."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes of this machine that search together: a number, or auto (one for each GPU, or for as many as hold the model).
+
+    With one, a run is repeatable to the last digit; with more, which trials come next depends on who is faster."""
+    heartbeat: int = Field(default=30, ge=1)
+    """Seconds between a worker's signs of life. One silent for four times as long counts as dead, and its trials are given out again."""
+
+    @field_serializer("storage", when_used="json")
+    def _without_password(self, storage: str) -> str:
+        return hide_password(storage)
 
 
 class Scoring(Group):

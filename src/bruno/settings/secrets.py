@@ -30,7 +30,10 @@ _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{16,}"
-    r"|(?<=api_key=)[A-Za-z0-9._~+/=-]{8,}",
+    r"|(?<=api_key=)[A-Za-z0-9._~+/=-]{8,}"
+    # user:password of a URL; a port with a path behind it is none
+    r"|(?<=://)[^\s:/@]*:(?!\d{1,5}(?:/|\s|$))(?!\*\*\*@)\S+(?=@)"
+    r"|(?<=[?&]password=)[^\s&'\"]+",
     re.DOTALL,
 )
 _known: set[str] = set()

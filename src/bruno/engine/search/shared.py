@@ -1,0 +1,343 @@
+"""One study, any number of workers: trials are dealt out, taken, scored and told, none lost and none counted twice.
+
+Touches the study's storage and nothing else. Optuna keeps the workers apart, here is only the order of its calls:
+
+- **Dealt.** The run that made the study enqueues a trial for each `index` (0 to N - 1; the log counts them from 1).
+- **Taken.** A worker takes a waiting trial with `Study.ask`; the storage lets one of several have it. The index comes with
+  the trial: Optuna's own numbers cannot serve, because every retry has a new one.
+- **Alive.** Its heartbeat is recorded while it scores. One without a sign of life for the grace period is failed by any
+  other worker's `fail_stale_trials`, and its trial waits again, with the same index and parameters.
+- **Told.** A trial that was failed can be told no more: what a worker brings that was frozen too long is refused by the
+  storage, in the same transaction that would have stored it.
+
+What a crash can leave between two of these calls (a trial taken without a first heartbeat, failed without a retry, never
+dealt at all) is set right by whoever finds nothing else to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from bruno.engine.events import Emit, Notice, Progress, TrialFailed, TrialScored, TrialStarted, TrialStopped
+from bruno.engine.scoring.result import Scores, Stopped
+from bruno.engine.search.sampler import sampler_for
+from bruno.engine.search.space import Space
+from bruno.engine.search.storage import PATIENCE, RETRIES, STORAGE_ERRORS, persist
+from bruno.engine.search.study import Evaluate, Plan, Stop, evaluate_batch, finished_trials, tell
+
+LOOK = 2.0
+"""Most seconds between two looks at the study while others hold its last trials."""
+
+
+@dataclass
+class Board:
+    """What became of every index below the plan's number of trials."""
+
+    decided: set[int] = field(default_factory=set)
+    waiting: dict[int, list[FrozenTrial]] = field(default_factory=dict)
+    running: dict[int, list[FrozenTrial]] = field(default_factory=dict)
+    lost: dict[int, FrozenTrial] = field(default_factory=dict)
+    """Failed without a reason, and not given out again; the furthest of an index's attempts."""
+    given_up: set[int] = field(default_factory=set)
+    """Decided by having silenced `RETRIES` + 1 workers."""
+
+
+def look(study: optuna.Study, trials: int) -> Board:
+    """The study as it is now."""
+    board, failed = Board(), dict[int, FrozenTrial]()
+    for trial in study.get_trials(deepcopy=False):
+        index = trial.user_attrs.get("index", trials)
+        if index >= trials:
+            continue
+        if trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs):
+            board.decided.add(index)
+        elif trial.state == TrialState.WAITING:
+            board.waiting.setdefault(index, []).append(trial)
+        elif trial.state == TrialState.RUNNING:
+            board.running.setdefault(index, []).append(trial)
+        elif index not in failed or attempts(trial) >= attempts(failed[index]):
+            failed[index] = trial
+    for index, trial in failed.items():
+        if index in board.decided or index in board.waiting or index in board.running:
+            continue
+        if attempts(trial) >= RETRIES:
+            board.decided.add(index)
+            board.given_up.add(index)
+        else:
+            board.lost[index] = trial
+    return board
+
+
+def attempts(trial: FrozenTrial) -> int:
+    """How many workers fell silent with this trial before."""
+    return len(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+
+
+def deal(study: optuna.Study, plan: Plan, board: Board, most: int | None = None) -> int:
+    """Have every index (at most so many) waiting that is neither decided nor in someone's hands; how many there were.
+
+    Called by several at once it deals some twice, of which `Worker` takes the first and drops the others.
+    """
+    dealt = 0
+    with quietly():
+        again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        for index in range(plan.trials):
+            if index in board.decided or index in board.waiting or index in board.running:
+                continue
+            if most is not None and dealt >= most:
+                break
+            if index in board.lost:
+                again(study, board.lost[index])
+            else:
+                fixed = plan.warm_starts[index] if index < len(plan.warm_starts) else {}
+                study.enqueue_trial(dict(fixed), user_attrs={"index": index})
+            dealt += 1
+    return dealt
+
+
+class Heartbeats:
+    """Signs of life for the trials in hand, from a thread of their own, because scoring takes longer than the grace
+    period may. A beat that cannot be stored is left out: the next may reach the storage, and if none does in time, another
+    worker has the trial and its result here is refused."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, seconds: int) -> None:
+        self._storage, self._seconds = storage, seconds
+        self._trials: set[int] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+
+    def beat(self, trial_id: int) -> None:
+        """Record one now."""
+        self._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]  (RDB storages have it)
+
+    def begin(self, trial_id: int) -> None:
+        """Record the first one now and go on with it."""
+        self.beat(trial_id)
+        self._trials.add(trial_id)
+
+    def end(self) -> None:
+        """No trial is in hand any more."""
+        self._trials.clear()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._seconds):
+            for trial_id in tuple(self._trials):
+                try:
+                    self.beat(trial_id)
+                except STORAGE_ERRORS:
+                    break
+
+    def __enter__(self) -> Heartbeats:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join(timeout=1)
+
+
+@dataclass
+class Worker:
+    """One process at work on a shared study.
+
+    Args:
+        study: opened with heartbeats (`storage.py`).
+        name: unique among all workers of the study: its draws are seeded from it.
+        heartbeat: seconds between two signs of life.
+        dealer: deals out all trials at the start, as the run that made the study does; others wait for them.
+        patience: seconds that a storage which does not answer is waited for.
+    """
+
+    study: optuna.Study
+    space: Space
+    evaluate: Evaluate
+    plan: Plan
+    emit: Emit
+    stop: Stop
+    name: str
+    heartbeat: int
+    dealer: bool = False
+    patience: float = PATIENCE
+    scored: int = 0
+    _rows: int = 0
+    _asked: int = 0
+    _orphans: set[int] = field(default_factory=set)
+    _idle: int = 0
+
+    def work(self) -> bool:
+        """Take trials and score them until the study holds all that were planned.
+
+        Returns:
+            True when it is whole, False when `stop` was requested first.
+
+        Raises:
+            StorageInternalError (of `STORAGE_ERRORS`): the storage did not answer for `patience` seconds.
+        """
+        storage = self.study._storage
+        with Heartbeats(storage, self.heartbeat) as beats:
+            board = self._persist(lambda: look(self.study, self.plan.trials))
+            if self.dealer:
+                self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials)))
+                board = self._persist(lambda: look(self.study, self.plan.trials))
+            began, before = time.monotonic(), len(board.decided)
+            while len(board.decided) < self.plan.trials:
+                if self.stop.requested:
+                    return False
+                beats.end()
+                self._persist(lambda: fail_silent(self.study))
+                batch = self._take(beats)
+                if batch:
+                    self._idle = 0
+                    self._score(batch)
+                else:
+                    self._wait(board, beats)
+                board = self._persist(lambda: look(self.study, self.plan.trials))
+                if batch:
+                    self._progress(board, began, before)
+        self._say_given_up(board)
+        return True
+
+    def _persist(self, action):  # noqa: ANN001, ANN202  (as `persist`)
+        return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
+
+    def _take(self, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
+        """Up to a batch of waiting trials, drawn and with their first heartbeat."""
+        taken: list[tuple[int, optuna.Trial]] = []
+        for index, waits in sorted(self._persist(lambda: look(self.study, self.plan.trials)).waiting.items()):
+            if len(taken) >= self.plan.batch or self.stop.requested:
+                break
+            del index, waits  # how many wait says how often to ask; which one comes is Optuna's to say
+            trial = self._persist(lambda: self._ask(beats))
+            if trial is None:
+                break
+            taken.append((trial.user_attrs["index"], trial))
+        if not taken:
+            return []
+        board = self._persist(lambda: look(self.study, self.plan.trials))
+        return [each for each in taken if self._is_ours(each, board)]
+
+    def _ask(self, beats: Heartbeats) -> optuna.Trial | None:
+        """One waiting trial; None where others were faster. Called again after a lost connection it takes another, and the
+        one that was lost is failed for want of heartbeats."""
+        self._asked += 1
+        # Two workers with one seed would draw the same trials; which index comes is known too late to seed by it.
+        key = int.from_bytes(hashlib.sha256(f"{self.name} {self._asked}".encode()).digest()[:6])
+        self.study.sampler = sampler_for(replace(self.plan, warm_starts=()), self.plan.trials + key)
+        with quietly():
+            trial = self.study.ask()
+        beats.begin(trial._trial_id)
+        if trial.user_attrs.get("index", self.plan.trials) >= self.plan.trials:
+            # Nobody dealt it: another took the last one between our look and our question.
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        self.space.suggest(trial)
+        trial.set_user_attr("drawn", f"{self.name} {trial.number}")
+        return trial
+
+    def _is_ours(self, each: tuple[int, optuna.Trial], board: Board) -> bool:
+        """Whether no other trial of this index was decided or came before; one that was dealt twice is dropped."""
+        index, trial = each
+        others = [*board.running.get(index, []), *board.waiting.get(index, [])]
+        if index not in board.decided and all(trial.number <= other.number for other in others):
+            return True
+        self._persist(lambda: self._drop(trial))
+        return False
+
+    def _drop(self, trial: optuna.Trial) -> None:
+        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _score(self, batch: Sequence[tuple[int, optuna.Trial]]) -> None:
+        edits = [self.space.edit(trial.params) for _, trial in batch]
+        self._say_started(*batch[0])
+        scored = self._persist(lambda: finished_trials(self.study))
+        known = [(each.number, each.scores) for each in scored]
+        results, self._rows = evaluate_batch(self.evaluate, edits, known, self.plan, self._rows, self.emit)
+        for position, ((index, trial), result) in enumerate(zip(batch, results, strict=True)):
+            if position:
+                self._say_started(index, trial)
+            self._tell(index, trial, result)
+
+    def _say_started(self, index: int, trial: optuna.Trial) -> None:
+        shown = self.space.shown(trial.params)
+        self.emit(TrialStarted(trial=index + 1, trials=self.plan.trials, parameters=shown))
+
+    def _tell(self, index: int, trial: optuna.Trial, result: Scores | Stopped | str) -> None:
+        """Store a result, unless the trial was taken from us; stored before a lost connection, it is only said."""
+        try:
+            self._persist(lambda: tell(self.study, trial, index, result, self.emit))
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            now = self._persist(lambda: self.study._storage.get_trial(trial._trial_id))
+            if not now.state.is_finished():
+                raise
+            if now.state == TrialState.FAIL and "reason" not in now.user_attrs:
+                text = f"Trial {index + 1} was given to another worker while this one was silent; its result here is "
+                self.emit(Notice(text=text + "not counted", level="warning"))
+                return
+            for kind, said in (("scores", TrialScored), ("stopped", TrialStopped)):
+                if kind in now.user_attrs:
+                    self.emit(said(trial=index + 1, **now.user_attrs[kind]))
+            if "reason" in now.user_attrs:
+                self.emit(TrialFailed(trial=index + 1, reason=now.user_attrs["reason"]))
+        self.scored += 1
+
+    def _wait(self, board: Board, beats: Heartbeats) -> None:
+        """Others hold what is left, or nobody does: then start the clock of what has no heartbeat, and deal what nobody
+        has, after a second look, because the dealer may be at work."""
+        running = [trial for trials in board.running.values() for trial in trials]
+        if self._idle == 0 and running:
+            count = f"{len(running)} trial{'s' * (len(running) != 1)}"
+            self.emit(Notice(text=f"Waiting for {count} of other workers"))
+        self._idle += 1
+        for trial in running:
+            # Taken, and never marked as drawn (a retry brings the mark of the one before): its worker may have died before
+            # its first heartbeat.
+            drawn = str(trial.user_attrs.get("drawn")).endswith(f" {trial.number}")
+            if not drawn and trial._trial_id not in self._orphans:
+                self._orphans.add(trial._trial_id)
+                self._persist(lambda trial_id=trial._trial_id: beats.beat(trial_id))
+        if self._idle > 1 and not board.waiting:
+            self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials), self.plan.batch))
+        until = time.monotonic() + min(LOOK, self.heartbeat)
+        while time.monotonic() < until and not self.stop.requested:
+            time.sleep(0.1)
+
+    def _progress(self, board: Board, began: float, before: int) -> None:
+        """Of the whole study, at its pace since this process began."""
+        done, elapsed = len(board.decided), time.monotonic() - began
+        left = elapsed / max(1, done - before) * (self.plan.trials - done)
+        self.emit(
+            Progress(completed=done, trials=self.plan.trials, elapsed_seconds=elapsed, remaining_seconds=left)
+        )
+
+    def _say_given_up(self, board: Board) -> None:
+        for index in sorted(board.given_up):
+            text = f"Trial {index + 1} was given up: {RETRIES + 1} workers fell silent while they had it"
+            self.emit(Notice(text=text, level="warning"))
+
+
+def fail_silent(study: optuna.Study) -> None:
+    """Fail the trials of workers without a sign of life for the grace period, and give them out again."""
+    with quietly():
+        optuna.storages.fail_stale_trials(study)
+
+
+@contextmanager
+def quietly():
+    """Optuna calls heartbeats experimental, and warns that `ask` needs them recorded, which `Heartbeats` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        yield
