@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from bruno.engine.edits.trial import Kernel, TrialEdit
 from bruno.engine.model.architectures import COMPONENTS, find_writers
 from bruno.engine.model.chat_format import EncodedPrompts
+from bruno.engine.model.fusing import fuse
 from bruno.engine.model.loading import LoadedModel
 
 SHAPES: dict[str, dict[str, int | bool]] = {
@@ -73,6 +75,7 @@ def shape_model(name: str, device: str = "auto", dtype: torch.dtype | None = Non
     model.tie_weights()
     model.eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
+    fuse(model, find_writers(model), lambda event: print(event, file=sys.stderr))
     return LoadedModel(
         model=model, tokenizer=Words(), device=place, dtype=dtype, source=Path(), name=name, family="qwen2",  # type: ignore[arg-type]
         writers=find_writers(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import bruno.engine.model.generate as generation
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model import graphs
 from bruno.engine.model.chat_format import encode
@@ -27,6 +28,7 @@ def test_every_family_writes_the_same_tokens_in_fixed_buffers(kind: str, monkeyp
     monkeypatch.setattr(graphs, "_CHUNK", 3)
     monkeypatch.setattr(graphs, "_STEP", 8)
     monkeypatch.setattr(graphs, "_FEWEST", 1)
+    monkeypatch.setattr(generation, "trials_together", lambda *_: 2)
     loaded = loaded_model(kind)
     prepared = prepare(loaded, encode(loaded.tokenizer, PROMPTS), emit=lambda _: None, rows=4)
     assert not prepared.graphs  # no GPU here

@@ -1,9 +1,11 @@
-"""The hooks' arithmetic in one kernel each, for GPUs (Triton): the same formulas as `session._Site` in fp32, without the
-copies in between.
+# ruff: noqa: N803 - Triton names its compile-time arguments in capitals
+# pyright: reportMissingImports=false, reportIndexIssue=false
+"""The hooks' arithmetic in one kernel each, for GPUs (Triton): the formulas of `session._Site` in fp32, without the copies
+in between.
 
 A step of decoding reads a few megabytes of activations and many of weights; spread over eight small operations an edit
 would take as long as the projection that it follows. Imported only where Triton and a CUDA device are there
-(`fused_kernels`); everything else runs the plain torch code.
+(`session.try_kernels`); everything else runs the plain torch code.
 """
 
 from __future__ import annotations
@@ -87,3 +89,15 @@ def projected(
         num_warps=min(16, max(1, block // 512)),
     )  # fmt: skip
     return y
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run both kernels once.
+
+    Raises:
+        Exception: whatever Triton raises where it cannot.
+    """
+    x = torch.ones(2, 3, 64, dtype=torch.bfloat16, device=device)
+    ones, rows = torch.ones(2, 64, device=device), torch.tensor([1, 0], device=device)
+    scaled(x, ones, rows)
+    projected(x, ones[:, None], ones[:, None], ones, rows)

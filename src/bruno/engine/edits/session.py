@@ -7,9 +7,8 @@ CUDA graphs stay valid.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Hashable, Sequence
-from functools import cache
 from types import ModuleType, TracebackType
 from typing import Self
 
@@ -123,14 +122,23 @@ class EditSession:
         self.off()
 
 
+_fused: list[ModuleType] = []  # `edits.fused`, once it has been tried
+
+
+def try_kernels(device: torch.device) -> str:
+    """Compile the hooks' kernels (`edits.fused`) for a GPU, and use them from now on; why not, or ""."""
+    try:
+        module = importlib.import_module("bruno.engine.edits.fused")
+        module.try_out(device)
+    except Exception as error:  # noqa: BLE001  (no Triton, no compiler, a device it does not know: each a reason)
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    _fused[:] = [module]
+    return ""
+
+
 def fused_kernels(tensor: torch.Tensor) -> ModuleType | None:
-    """`edits.fused`, for tensors on a GPU that Triton compiles for; None where plain torch does the work."""
-    return _fused() if tensor.is_cuda else None
-
-
-@cache
-def _fused() -> ModuleType | None:
-    return importlib.import_module("bruno.engine.edits.fused") if importlib.util.find_spec("triton") else None
+    """The kernels where they apply, None where plain torch does the work."""
+    return _fused[0] if _fused and tensor.is_cuda else None
 
 
 class _Hooked:

@@ -64,13 +64,14 @@ def is_recurrent(config) -> bool:
     return not _RECURRENT.isdisjoint(get_layer_types_and_kwargs(config)[0])
 
 
-def cache_of(config, blocks: Sequence[BlockCache] = (), rows: int = 0) -> Cache:
-    """A cache for a pass: empty, or holding one row's blocks for each of `rows` rows."""
+def cache_of(config, prefixes: Sequence[Sequence[BlockCache]] = (), rows: int = 0) -> Cache:
+    """A cache for a pass: empty, or beginning with prefixes (of one row), each one for `rows` rows."""
     kinds, _ = get_layer_types_and_kwargs(config)
     layers: list = [LinearAttentionLayer() if kind in _RECURRENT else DynamicLayer() for kind in kinds]
-    for layer, block in zip(layers, blocks, strict=False):
-        if isinstance(layer, DynamicLayer) and block.positions:
-            layer.update(*(t.expand(rows, -1, -1, -1) for t in block.positions))
+    for layer, *blocks in zip(layers, *prefixes, strict=False):
+        if isinstance(layer, DynamicLayer) and blocks and blocks[0].positions:
+            sides = zip(*(block.positions for block in blocks), strict=True)
+            layer.update(*(torch.cat([t.expand(rows, -1, -1, -1) for t in side]) for side in sides))
     return Cache(layers=layers)
 
 

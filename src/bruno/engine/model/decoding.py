@@ -22,16 +22,26 @@ from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts
 
 @dataclass(frozen=True)
 class Started:
-    """A trial's prompts, about to be answered: which they are, and the pass over them (`run`, once)."""
+    """Some prompts for some trials, about to be answered, and the pass over them (`run`, once)."""
 
-    trial: int
+    trials: Sequence[int]
     item: PreparedBatch
     run: Callable[[], Pass]
 
     @property
     def owners(self) -> list[tuple[int, int]]:
-        """(trial, prompt) of each row."""
-        return [(self.trial, int(i)) for i in self.item.batch.indices]
+        """(trial, prompt) of each row: all prompts of the first trial, then of the next."""
+        return [(trial, int(i)) for trial in self.trials for i in self.item.batch.indices]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """[rows, P + S]."""
+        return self.item.mask.repeat(len(self.trials), 1)
+
+    @property
+    def last_positions(self) -> torch.Tensor:
+        """[rows], of the prompts' last tokens."""
+        return self.item.batch.position_ids[:, -1].repeat(len(self.trials))
 
 
 Written = tuple[int, int, Sequence[int]]
@@ -75,15 +85,13 @@ class GrowingRows:
         self.owners = [owner for started in wave for owner in started.owners]
         self.rows = len(self.owners)
         prefix = prepared.prefix
-        width = max(s.item.mask.shape[1] for s in wave)
+        width = max(s.mask.shape[1] for s in wave)
         self._width = width
         device = loaded.device
         self._mask = torch.zeros(self.rows, width + longest, dtype=torch.long, device=device)
         self._mask[:, width:] = 1
-        self._mask[:, :width] = torch.cat(
-            [widened(s.item.mask[:, None, :, None], prefix, width)[:, 0, :, 0] for s in wave]
-        )
-        self._position = torch.cat([s.item.batch.position_ids[:, -1] for s in wave])
+        self._mask[:, :width] = torch.cat([widened(s.mask[:, None, :, None], prefix, width)[:, 0, :, 0] for s in wave])
+        self._position = torch.cat([s.last_positions for s in wave])
         self._next = torch.cat([done.logits.argmax(-1) for done in passes])
         self._cache, self._layers = decoding_cache([done.blocks for done in passes], prefix, width, width + longest)
 
@@ -142,7 +150,7 @@ class WholeRows:
 
     def __init__(self, loaded: LoadedModel, wave: list[Started], session: EditSession | None, *, own: bool) -> None:
         self._loaded, self._own, self._session = loaded, own, session
-        self._passes = [_Rows(s.trial, s.run(), s.item) for s in wave]
+        self._passes = [_Rows(s.trials[0], s.run(), s.item) for s in wave]
         self._live = [(each, row) for each in self._passes for row in range(len(each.next))]
 
     @property

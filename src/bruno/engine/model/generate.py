@@ -21,7 +21,15 @@ from bruno.engine.model.graphs import GraphedRows, room, usable
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts, prefix_of_trials, trial_pass, with_states
+from bruno.engine.model.prefill import (
+    Pass,
+    PreparedBatch,
+    PreparedPrompts,
+    prefix_of_trials,
+    trial_pass,
+    trials_together,
+    with_states,
+)
 
 __all__ = ["Generation", "PreparedPrompts", "answer_logprobs", "first_token_logprobs", "generate", "prepare"]
 
@@ -174,13 +182,17 @@ def first_token_logprobs(
     prefixes = prefix_of_trials(loaded, prepared, session)
     result: torch.Tensor | None = None
     for item in prepared.pieces(rows):
-        for trial, prefix in enumerate(prefixes):
-            edited = session is not None and session.trials and session.first_layer[trial] < loaded.layers
-            logits = trial_pass(loaded, prepared, item, prefix, session, trial).logits if edited else item.logits
-            logprobs = logits.float().log_softmax(-1)
+        count = len(item.batch.indices)
+        for trials in _groups(loaded, prepared, session, count):
+            edited = session is not None and session.trials and session.first_layer[trials[0]] < loaded.layers
+            logits = item.logits
+            if edited:
+                logits = trial_pass(loaded, prepared, item, prefixes, session, trials).logits
             if result is None:
-                result = logprobs.new_empty(len(prefixes), len(prepared.prompts), logprobs.shape[-1])
-            result[trial, item.batch.indices.to(result.device)] = logprobs
+                result = logits.new_empty(len(prefixes), len(prepared.prompts), logits.shape[-1], dtype=torch.float32)
+            for row, trial in enumerate(trials):
+                own = logits[row * count : (row + 1) * count] if edited else logits
+                result[trial, item.batch.indices.to(result.device)] = own.float().log_softmax(-1)
     return torch.empty(len(prefixes), 0, 0) if result is None else result
 
 
@@ -209,10 +221,10 @@ def answer_logprobs(
     result: torch.Tensor | None = None
     for item in prepared.pieces(rows):
         indices = item.batch.indices.to(device)
-        for trial, prefix in enumerate(prefixes):
+        for trial in range(len(prefixes)):
             given, real = tokens[indices, :-1], mask[indices, :-1]
             if prepared.cache == "blocks":
-                done = trial_pass(loaded, prepared, item, prefix, session, trial)
+                done = trial_pass(loaded, prepared, item, prefixes, session, [trial])
                 logits = done.logits[:, None]
                 if longest > 1:
                     logits = torch.cat([logits, _continue(loaded, prepared, item, done, given, real)], dim=1)
@@ -280,12 +292,29 @@ def _waves(
     prefixes = prefix_of_trials(loaded, prepared, session)
     wave: list[Started] = []
     for item in prepared.pieces(rows):
-        for trial, prefix in enumerate(prefixes):
-            if wave and sum(len(s.item.batch.indices) for s in wave) + len(item.batch.indices) > rows:
+        count = len(item.batch.indices)
+        for group in _groups(loaded, prepared, session, count, rows // count):
+            if wave and sum(len(s.owners) for s in wave) + len(group) * count > rows:
                 yield wave
                 wave = []
-            if not answers.gave_up[trial]:
-                run = partial(trial_pass, loaded, prepared, item, prefix, session, trial)
-                wave.append(Started(trial, item, run))
+            trials = [trial for trial in group if not answers.gave_up[trial]]
+            if trials:
+                run = partial(trial_pass, loaded, prepared, item, prefixes, session, trials)
+                wave.append(Started(trials, item, run))
     if wave:
         yield wave
+
+
+def _groups(
+    loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None, prompts: int, most: int = 0
+) -> list[list[int]]:
+    """Trials that share a pass over so many prompts, those that begin at similar blocks together; the ones that edit
+    nothing apart."""
+    if session is None or not session.trials:
+        return [[0]]
+    begins = session.first_layer
+    edited = sorted((t for t, begin in enumerate(begins) if begin < loaded.layers), key=lambda t: begins[t])
+    size = trials_together(loaded, prepared, prompts)
+    size = max(1, min(size, most) if most else size)
+    groups = [edited[begin : begin + size] for begin in range(0, len(edited), size)]
+    return groups + [[t] for t, begin in enumerate(begins) if begin >= loaded.layers]

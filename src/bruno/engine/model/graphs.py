@@ -111,16 +111,16 @@ class GraphedRows:
             if buffers is None:
                 buffers = loaded.workspace.fitting(done.shapes(), len(self._owners), capacity, done.logits)
                 buffers.mask.fill_(torch.finfo(buffers.mask.dtype).min)
-            end = begin + len(started.item.batch.indices)
+            end = begin + len(started.owners)
             done.write(buffers.keys, buffers.values, slice(begin, end), prefix, width)
             own = width - started.item.batch.input_ids.shape[1]
-            seen = started.item.mask.bool()
+            seen = started.mask.bool()
             rows = buffers.mask[begin:end, 0, 0]
             rows[:, :prefix].masked_fill_(seen[:, :prefix], 0)
             rows[:, own:width].masked_fill_(seen[:, prefix:], 0)
-            buffers.position[begin:end] = started.item.batch.position_ids[:, -1]
+            buffers.position[begin:end] = started.last_positions
             buffers.newest[begin:end] = done.logits.argmax(-1)
-            buffers.trial[begin:end] = started.trial
+            buffers.trial[begin:end] = torch.tensor([trial for trial, _ in started.owners], device=seen.device)
             begin = end
         if buffers is None:
             raise ValueError("a wave has at least one pass")
@@ -326,7 +326,7 @@ def wrong_token(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     """Write a few tokens in the buffers and read them with whole passes; what is wrong with them, or ""."""
     item = prepared.batches[0].rows(slice(0, 4))
     some = replace(prepared, batches=[item])
-    started = Started(0, item, lambda: trial_pass(loaded, some, item, prepared.prefix_blocks, None, 0))
+    started = Started([0], item, lambda: trial_pass(loaded, some, item, [prepared.prefix_blocks], None, [0]))
     decoding = GraphedRows(loaded, some, [started], _TRIED, None)
     written: dict[int, list[int]] = {int(i): [] for i in item.batch.indices}
     for turn in range(2):

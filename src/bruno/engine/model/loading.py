@@ -32,6 +32,7 @@ from bruno.engine.model.architectures import Writer, decoder_config, find_writer
 from bruno.engine.model.chat_format import pad_token
 from bruno.engine.model.checkpoint import stored_routers, stored_writers
 from bruno.engine.model.devices import device_map, devices_for
+from bruno.engine.model.fusing import fuse
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.precision import (
     element_size,
@@ -106,6 +107,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
     model = _model(source, settings, config, devices, emit, own_code=code)
     pads = padding_is_harmless(model, emit)
     writers = find_writers(model)
+    fuse(model, writers, emit)
     if settings.export.save:
         stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
         if settings.edit.router:

@@ -11,7 +11,7 @@ with the cache that the model makes for itself, and where even that is wrong, wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +20,7 @@ from transformers import Cache
 
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit, Fallback
-from bruno.engine.model.architectures import decoder_config
+from bruno.engine.model.architectures import decoder_config, find_blocks
 from bruno.engine.model.cache import BlockCache, cache_of, decoding_cache, held, is_recurrent, joined, why_not_blocks
 from bruno.engine.model.chat_format import Batch, EncodedPrompts
 from bruno.engine.model.loading import LoadedModel, first_line
@@ -35,6 +35,8 @@ computing every position again for every token."""
 
 _KEPT_STATES = 16  # blocks whose inputs are kept; a pass starts at most L / 16 blocks too low
 _MEMORY_SHARE = 0.25  # of what is free, for kept states
+_LAUNCH = 0.7e-3  # seconds that launching a block takes
+_RATE = 4e14  # operations a second that a pass reaches on a large GPU
 _LONGEST_ANSWER = 4096  # tokens; see `_usable_prefix`
 _NAMES: dict[CacheUse, str] = {
     "blocks": "rows of several trials in one cache",
@@ -62,6 +64,23 @@ class PreparedBatch:
     logits: torch.Tensor
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     blocks: list[BlockCache] = field(default_factory=list)
+
+    def repeated(self, times: int, start: int) -> PreparedBatch:
+        """All rows so many times, one behind the other, with what a pass from block `start` on needs."""
+
+        def again(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if times == 1 else tensor.repeat(times, *([1] * (tensor.dim() - 1)))
+
+        return PreparedBatch(
+            batch=Batch(*(again(getattr(self.batch, name)) for name in Batch.__dataclass_fields__)),
+            mask=again(self.mask),
+            logits=again(self.logits),
+            states={start: again(self.states[start])} if start in self.states else {},
+            blocks=[
+                BlockCache(tuple(map(again, block.positions)), tuple(map(again, block.summary)))
+                for block in self.blocks[:start]
+            ],
+        )
 
     def rows(self, part: slice) -> PreparedBatch:
         """Some of the rows, as views."""
@@ -215,26 +234,43 @@ def trial_pass(
     loaded: LoadedModel,
     prepared: PreparedPrompts,
     item: PreparedBatch,
-    prefix: list[BlockCache],
+    prefixes: Sequence[list[BlockCache]],
     session: EditSession | None,
-    trial: int,
+    trials: Sequence[int],
 ) -> Pass:
-    """One trial's pass over some of the prompts, from the first block that it edits."""
+    """A pass over some of the prompts for each of some trials, from the first block that any of them edits.
+
+    Args:
+        prefixes: of all trials, from `prefix_of_trials`.
+        trials: their rows lie one behind the other. More than one only where `prepared.reuse`.
+    """
+    count = len(item.batch.indices)
+    start = prepared.start(loaded.layers)
     if session and session.trials:
-        session.rows_of(trial)
-        start = prepared.start(session.first_layer[trial])
-    else:
-        start = prepared.start(loaded.layers)
+        start = min(prepared.start(session.first_layer[trial]) for trial in trials)
+        of_row = torch.tensor(trials).repeat_interleave(count)
+        session.rows(of_row)
     if prepared.cache == "own":
         logits, own = own_cache_pass(loaded, item.batch, item.mask)
         return Pass(logits, [], own=own)
     if prepared.cache == "none":
         return Pass(forward(loaded, item.batch, item.mask, None), [])
+    item = item.repeated(len(trials), start)
     if start >= loaded.layers and prepared.reuse:
         return Pass(item.logits, [], prepared.prefix_blocks, item.blocks)
-    cache = cache_of(decoder_config(loaded.model), prefix, len(item.batch.indices))
+    cache = cache_of(decoder_config(loaded.model), [prefixes[trial] for trial in trials], count)
     logits = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
-    return Pass(logits, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
+    return Pass(logits, held(cache, start), prepared.prefix_blocks[:start], item.blocks)
+
+
+def trials_together(loaded: LoadedModel, prepared: PreparedPrompts, rows: int) -> int:
+    """How many trials share a pass over so many prompts: on a GPU enough that it computes for longer than it takes to
+    launch the pass, one elsewhere."""
+    if loaded.device.type != "cuda" or not prepared.reuse or not prepared.batches:
+        return 1
+    weights = sum(p.numel() for p in find_blocks(loaded.model).parameters())
+    tokens = rows * prepared.batches[0].batch.input_ids.shape[1]
+    return max(1, round(_LAUNCH * loaded.layers * _RATE / (2 * weights * tokens)))
 
 
 @torch.inference_mode()
@@ -300,7 +336,7 @@ def _prepare(
     batches = []
     for batch in prompts.batches(rows, loaded.device, start=prefix, equal_lengths=not loaded.pads):
         mask = torch.cat([batch.attention_mask.new_ones(len(batch.indices), prefix), batch.attention_mask], dim=1)
-        cache = cache_of(config, prefix_blocks, len(batch.indices)) if reuse else None
+        cache = cache_of(config, [prefix_blocks], len(batch.indices)) if reuse else None
         with keeping_inputs(loaded, kept) as states:
             logits = forward(loaded, batch, mask, cache)
         own = [block.after(prefix) for block in held(cache)] if cache else []
@@ -315,7 +351,7 @@ def _check_reuse(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     start = prepared.start(loaded.layers // 2)
     config = decoder_config(loaded.model)
     try:
-        cache = cache_of(config, prepared.prefix_blocks, len(item.batch.indices))
+        cache = cache_of(config, [prepared.prefix_blocks], len(item.batch.indices))
         resumed = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
         done = Pass(resumed, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
         written = _one_more(loaded, prepared, item, done)
@@ -333,7 +369,7 @@ def _check_cache(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     """Compare a token that is written with the cache with a whole pass, on a few real prompts; why it is unsafe, or ""."""
     item = prepared.batches[0].rows(slice(0, 4))
     try:
-        done = trial_pass(loaded, prepared, item, [], None, 0)
+        done = trial_pass(loaded, prepared, item, [prepared.prefix_blocks], None, [0])
         written = _one_more(loaded, prepared, item, done)
     except _UNUSABLE as error:
         if is_out_of_memory(error):

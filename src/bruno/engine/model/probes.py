@@ -35,10 +35,15 @@ def disagreement(model: PreTrainedModel, plain: torch.Tensor, other: torch.Tenso
 
 
 @torch.inference_mode()
+def probe_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a short pass, [1, 16, V]: to compare the model with itself after something was done to it."""
+    return model(input_ids=_tokens(model, 16), use_cache=False).logits
+
+
+@torch.inference_mode()
 def why_not_finite(model: PreTrainedModel) -> str:
     """Why the model is no use in its data type, "" when a short pass gives finite logits."""
-    logits = model(input_ids=_tokens(model, 16), use_cache=False).logits
-    return "" if torch.isfinite(logits).all() else "its logits are not finite"
+    return "" if torch.isfinite(probe_logits(model)).all() else "its logits are not finite"
 
 
 @torch.inference_mode()

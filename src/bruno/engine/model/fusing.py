@@ -1,0 +1,80 @@
+"""On a GPU: norms, rotary embeddings and gated activations by Liger's kernels, one launch each instead of ten.
+
+Decoding moves few bytes beside the weights, so what a step costs beyond them is mostly launches. `liger-kernel` knows the
+families; what it does to a loaded model is compared with the model as it was, and undone where it differs. Edits are not
+touched: the hooks stay around the same modules. A checkpoint is never written from here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from bruno.engine.edits.session import try_kernels
+from bruno.engine.events import Emit, Fallback
+from bruno.engine.model.architectures import Writer, find_mixtures
+from bruno.engine.model.probes import disagreement, probe_logits
+
+_PARTS = {"rope": True, "rms_norm": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+_GATED = ("swiglu", "geglu")
+_BOUND = ("forward", "extra_repr", "_get_name")  # what Liger puts on a module
+
+
+def fuse(model: PreTrainedModel, writers: Sequence[Writer], emit: Emit) -> None:
+    """Make a model on a GPU launch less; says so where it cannot. On a CPU nothing happens."""
+    if model.device.type != "cuda":
+        return
+    for method, reason in (("Fused edits", try_kernels(model.device)), ("Fused norms (Liger)", _liger(model, writers))):
+        if reason:
+            emit(Fallback(method=method, reason=reason, instead="torch's own operations"))
+
+
+def _liger(model: PreTrainedModel, writers: Sequence[Writer]) -> str:
+    """Apply Liger's kernels; why they were not, or "" when they were."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return f"it does not know {kind}"
+    # fused experts are dispatched by the library's own names, which edits need
+    gated = not find_mixtures(writers)
+    before = probe_logits(model)
+    code = sys.modules[type(model).__module__]
+    names = dict(vars(code))
+    bound = {module: [name for name in _BOUND if name in vars(module)] for module in model.modules()}
+    try:
+        _apply_liger_kernel_to_instance(model, **_PARTS, **dict.fromkeys(_GATED, gated))
+        # Liger renames classes for models that are made later, on a CPU too perhaps; this model needs the function alone
+        rotary = vars(code).get("apply_rotary_pos_emb")
+        _restore(code, names)
+        if rotary is not None:
+            code.apply_rotary_pos_emb = rotary  # type: ignore[attr-defined]
+        wrong = disagreement(model, before, probe_logits(model))
+        reason = f"this model's answers differ with them (KL {wrong:.2g})" if wrong else ""
+    except Exception as error:  # noqa: BLE001  (a compiler that is missing, a release that changed: each a reason)
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    if reason:
+        _restore(code, names)
+        _unbind(bound)
+    return reason
+
+
+def _restore(code: object, names: dict[str, object]) -> None:
+    for name, value in names.items():
+        if vars(code).get(name) is not value:
+            setattr(code, name, value)
+
+
+def _unbind(bound: dict[nn.Module, list[str]]) -> None:
+    for module, had in bound.items():
+        for name in _BOUND:
+            if name not in had:
+                module.__dict__.pop(name, None)
+    torch.cuda.empty_cache()
