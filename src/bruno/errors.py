@@ -5,6 +5,8 @@ A face prints `str(error)` as one line and exits with `error.exit_code`; it neve
 
 from __future__ import annotations
 
+import errno
+
 
 class BrunoError(Exception):
     """A failure the operator can read and act on.
@@ -53,3 +55,27 @@ class RunFailed(BrunoError):
     """A run on a machine ended without its result. What is left running, and what it costs, is in the message."""
 
     exit_code = 6
+
+
+class MachineProblem(BrunoError):
+    """The operator's own machine is in the way (a full disk, a folder that may not be written): no defect of bruno."""
+
+
+_FIXES = {
+    errno.ENOSPC: "Free some disk space",
+    errno.EDQUOT: "Free some of your disk quota",
+    errno.EROFS: "Make it writable, or set BRUNO_HOME to a folder that is",
+    errno.EACCES: "Check its owner and mode, or set BRUNO_HOME to a folder of yours",
+    errno.EPERM: "Check its owner and mode, or set BRUNO_HOME to a folder of yours",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Too many files are open on this machine",
+    errno.ENOMEM: "Free some memory",
+}
+
+
+def machine_problem(error: BaseException) -> MachineProblem | None:
+    """What an OSError says of this machine, as a failure with a name; None for anything else, which is a defect."""
+    if not isinstance(error, OSError) or error.errno not in _FIXES:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return MachineProblem(f"{where}{error.strerror}", fix=_FIXES[error.errno])

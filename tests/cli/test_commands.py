@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -287,7 +289,11 @@ def test_abliterate_help_lists_every_engine_setting(bruno) -> None:
 
 
 def test_config(bruno, home) -> None:
-    assert "no config file" in bruno("config", "path").out
+    said = bruno("config", "path")
+    assert "no config file" in said.out
+    assert f"state: {home}" in said.out
+    assert "in force here" in bruno("config", "show").out.splitlines()[0]
+    assert "with its default" in bruno("config", "show", "--defaults").out.splitlines()[0]
     (home / "mine.toml").write_text("[search]\ntrials = 7\n")
     assert "trials = 7" in bruno("--config", "mine.toml", "config", "show").out
     assert json.loads(bruno("--config", "mine.toml", "config", "show", "--json").out)["search"]["trials"] == 7
@@ -304,3 +310,44 @@ def test_an_unknown_option_is_one_line(bruno) -> None:
     said = bruno("do", "--nope", "x")
     assert said.code == 2
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fit",), "missing argument 'model'. bruno fit --help"),
+        (("runs", "extra"), "bruno runs --help"),
+        (("concern", "nope"), "bruno concern --help"),
+        (("exec", "  "), "no shell line was given"),
+        (("guard", "check", ""), "no shell line was given"),
+    ],
+)
+def test_wrong_usage_names_the_help_of_its_own_command(bruno, arguments: tuple[str, ...], said: str) -> None:
+    answer = bruno(*arguments)
+    assert answer.code == 2
+    assert said in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_a_state_folder_that_cannot_be_made_is_said(bruno, home, monkeypatch) -> None:
+    (home / "file").write_text("")
+    monkeypatch.setenv("BRUNO_HOME", str(home / "file"))
+    said = bruno("runs")
+    assert said.code == 2
+    assert said.err == (
+        f"bruno: the state folder {home / 'file'} cannot be made: File exists. "
+        "Set BRUNO_HOME to a folder that can be written\n"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE])
+def test_a_machine_in_the_way_is_no_defect_of_bruno(bruno, home, operator, monkeypatch, number: int) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), str(home / "x"))
+
+    monkeypatch.setattr(operator, "runs", fail)
+    said = bruno("runs")
+    assert said.code == 1
+    assert said.err.startswith(f"bruno: {home / 'x'}: {os.strerror(number)}. ")
+    assert "unexpected" not in said.err
+    assert not (home / "bruno.log").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bruno.errors import BrunoError, Denied, InputError
+from bruno.errors import BrunoError, Denied, InputError, Unreachable
 from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin
 from bruno.operator.views import Answer, Ask, Card, Instances, Offers, Progress
@@ -109,7 +109,7 @@ def test_an_unreadable_list_is_unknown_and_nothing_rests_on_it(world) -> None:
     view = ask(operator, "instances")
     assert isinstance(view, Instances)
     assert view.view.known is False
-    with pytest.raises(InputError, match="could not be read"):
+    with pytest.raises(Unreachable, match="could not be read"):
         ask(operator, "stop it")
     card = ask(operator, "start demo on an H200")
     assert card.decision.verdict is Verdict.DENY

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import typer
 
 from bruno import __version__
-from bruno.errors import BrunoError
+from bruno.errors import BrunoError, InputError, machine_problem
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -47,7 +47,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrunoError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(error.format_message(), 2, "bruno --help lists the commands")
+        return _wrong_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -55,7 +55,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the boundary: everything else is a defect, and is written down
+        problem = machine_problem(error)
+        if problem is not None:
+            return _fail(str(problem), problem.exit_code)
         return _fail(f"bruno stopped on an unexpected {type(error).__name__}. {_write_down(error)}", 1)
+
+
+def _wrong_usage(error: typer.TyperException) -> int:
+    message = error.format_message()
+    where = getattr(getattr(error, "ctx", None), "command_path", "") or "bruno"
+    end = "lists the commands" if where == "bruno" else "says what it takes"
+    return _fail(message[:1].lower() + message[1:], 2, f"{where} --help {end}")
 
 
 def _fail(message: str, code: int, fix: str = "") -> int:
@@ -81,6 +91,6 @@ def _write_down(error: Exception) -> str:
             file.write(
                 f"--- {datetime.now(UTC).isoformat()} bruno {' '.join(map(redact, sys.argv[1:3]))}\n{redact(text)}\n"
             )
-    except OSError as problem:
+    except (OSError, InputError) as problem:
         return f"Its traceback could not be written to {log}: {problem}"
     return f"Its traceback is in {log}"

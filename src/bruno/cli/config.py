@@ -23,24 +23,26 @@ def show(
     from bruno.cli.session import settings_in_force
     from bruno.cli.show import Output
     from bruno.settings.console import Settings
-    from bruno.settings.render import document
+    from bruno.settings.render import HEADER, IN_FORCE, document
 
     settings = Settings() if defaults else settings_in_force(ctx.obj)
     output = Output(as_json=as_json)
     if as_json:
         output.json(settings.model_dump(mode="json"))
     else:
-        output.line(document(settings).rstrip("\n"))
+        output.line(document(settings, header=HEADER if defaults else IN_FORCE).rstrip("\n"))
     return 0
 
 
 @app.command()
 def path(ctx: typer.Context) -> int:
-    """The config file in force, and where one would be read from."""
+    """The config file in force, or where one would be read from; then the folder with everything bruno keeps."""
+    from bruno.cli.session import console_paths
     from bruno.cli.show import Output
     from bruno.settings.load import find_config
     from bruno.settings.paths import paths
 
-    found = find_config(ctx.obj.config, os.environ)
-    Output().line(str(found) if found else f"no config file; one would be read from ./config.toml or {paths().config}")
+    found, output = find_config(ctx.obj.config, os.environ), Output()
+    output.line(str(found) if found else f"no config file; one would be read from ./config.toml or {paths().config}")
+    output.line(f"state: {console_paths(sandbox=ctx.obj.sandbox).home}")
     return 0

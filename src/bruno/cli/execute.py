@@ -23,6 +23,8 @@ def execute(flags: Flags, command: str, *, on: str | None, seconds: float | None
     """
     from pydantic import ValidationError
 
+    if not command.strip():
+        raise InputError("no shell line was given", fix="For example: bruno exec 'df -h' --on 101")
     from bruno.intents import RunCommand
 
     try:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bruno.errors import InputError
+
 if TYPE_CHECKING:
     from bruno.guard.command import CommandVerdict
     from bruno.guard.command_rules import CommandRules
@@ -47,6 +49,8 @@ def check(
     from bruno.guard.command import check as verdict_of
     from bruno.guard.shapes import Level
 
+    if not command.strip():
+        raise InputError("no shell line was given", fix="For example: bruno guard check 'rm -rf build'")
     rules, remote, output = _rules(ctx), _git_remote(ctx), Output(as_json=as_json or command == "-")
     if command == "-":
         for line in sys.stdin:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from bruno.errors import BrunoError, InputError
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bruno.errors import BrunoError, Unreachable
 from bruno.fleet.errors import HostKeyChanged, WrongHost
 from bruno.fleet.host import Host, connect
 from bruno.fleet.host_keys import HostKeys
@@ -20,41 +24,100 @@ _STATUS = {State.PROVISIONING: "loading", State.LOST: "offline", State.FAILED: "
 REACH_SECONDS = 15.0
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """One instance, looked at before it is ended."""
+
+    instance: Instance
+    run: Run | None
+    record: InstanceRecord | None
+    evidence: Evidence | None
+    label_file: str | None
+    problem: str
+    """Why the machine could not be asked."""
+
+    @property
+    def target(self) -> Target:
+        return Target(instance_id=self.instance.id, label=self.instance.label or "", ssh_port=self.instance.ssh_port)
+
+    @property
+    def kills(self) -> str:
+        return _kills(self.evidence, self.run)
+
+    def facts(self, about: str = "") -> tuple[Fact, ...]:
+        found = _facts(self.instance, self.record, self.evidence, self.label_file, unreachable=bool(self.problem))
+        return tuple(fact.model_copy(update={"about": about}) for fact in found) if about else found
+
+
 def plan_end(instance: Instance, world: World, *, destroy: bool) -> Plan:
     """The plan that stops (or destroys) this one instance. Looks at the machine first: what runs there, what was saved.
 
     Raises:
         HostKeyChanged, WrongHost: what answers at the instance's address is another machine; nothing may be done to it.
     """
-    record = world.records.instance(instance.id)
-    run = _run_of(record, world)
-    host, problem = _reach(instance, world)
-    try:
-        evidence = gather(world, run, host) if run else None
-        label_file = _label_file(host)
-    finally:
-        if host:
-            host.close()
-    target = Target(instance_id=instance.id, label=instance.label or "", ssh_port=instance.ssh_port)
-    kills = _kills(evidence, run)
+    seen = _look(instance, world)
+    kills, target = seen.kills, seen.target
     action = DestroyInstance(target=target, loses=kills) if destroy else StopInstance(target=target, kills=kills)
     created, expires = lifetime(world.clock(), minutes=5)
     return Plan(
         title=action.describe()[0].upper() + action.describe()[1:],
-        run_id=run.run_id if run else None,
+        run_id=seen.run.run_id if seen.run else None,
         steps=(Step(action=action),),
-        facts=_facts(instance, record, evidence, label_file, unreachable=host is None and bool(problem)),
-        notes=_notes(instance, evidence, problem, destroy=destroy),
+        facts=seen.facts(),
+        notes=_notes(instance, seen.evidence, seen.problem, destroy=destroy),
         cost=Cost(per_hour=instance.dph_total, stopped_per_day=0.0 if destroy else instance.stopped_per_day),
         created_at=created,
         expires_at=expires,
     )
 
 
+def plan_stop_all(run_id: str, instances: Sequence[Instance], world: World) -> Plan:
+    """The plan that stops these instances of one run, each looked at first and held against facts of its own.
+
+    Raises:
+        HostKeyChanged, WrongHost: as `plan_end`, for any of them: then one has to be stopped by itself.
+    """
+    with ThreadPoolExecutor(max_workers=len(instances)) as pool:
+        seen = list(pool.map(lambda each: _look(each, world), instances))
+    created, expires = lifetime(world.clock(), minutes=5)
+    prices = [each.instance.dph_total for each in seen]
+    disks = [each.instance.stopped_per_day for each in seen]
+    notes = [f"{each.instance.id}: {each.kills or 'what runs there is unknown'}" for each in seen]
+    notes += [f"{each.instance.id}: the machine could not be asked: {each.problem}" for each in seen if each.problem]
+    if None not in disks:
+        notes.append(f"stopped instances keep their disks: ${sum(disks):.2f} per day until they are destroyed")  # type: ignore[arg-type]
+    return Plan(
+        title=f"Stop the {len(seen)} instances of run {run_id}",
+        run_id=run_id,
+        steps=tuple(Step(action=StopInstance(target=each.target, kills=each.kills)) for each in seen),
+        facts=tuple(fact for each in seen for fact in each.facts(str(each.instance.id))),
+        notes=tuple(str(safe_line(note, 400)) for note in notes),
+        cost=Cost(
+            per_hour=None if None in prices else sum(price or 0 for price in prices),
+            stopped_per_day=None if None in disks else sum(disk or 0 for disk in disks),
+        ),
+        created_at=created,
+        expires_at=expires,
+    )
+
+
+def _look(instance: Instance, world: World) -> _Looked:
+    record = world.records.instance(instance.id)
+    run = _run_of(record, world)
+    host, problem = _reach(instance, world)
+    try:
+        return _Looked(
+            instance, run, record, gather(world, run, host) if run else None, _label_file(host), "" if host else problem
+        )
+    finally:
+        if host:
+            host.close()
+
+
 def require_known(listing: Listing) -> None:
     """Raise when the provider's list cannot be trusted: what is stopped must have been seen."""
     if not listing.known:
-        raise InputError(
+        raise Unreachable(
             f"the provider's list of instances could not be read ({safe_line(listing.problem)}): nothing can be chosen from it",
             fix="Nothing was done. Try again, or look at the provider's console",
         )

@@ -12,6 +12,7 @@ import fcntl
 import importlib.util
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ IDLE_MINUTES = 20.0
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _LOG_BYTES = 1_000_000
+_LEAST_FREE = 100_000
 _INHERITED = {
     "HOME",
     "LANG",
@@ -127,6 +129,8 @@ def _start(folder: Path, idle_minutes: float) -> SandboxInfo:
             return SandboxInfo.model_validate_json((folder / "server.json").read_text(encoding="utf-8"))
     child.kill()
     child.wait()
+    if shutil.disk_usage(folder).free < _LEAST_FREE:
+        raise SandboxFailed(f"The sandbox did not start: the disk of {folder} is full", fix="Free some disk space")
     tail = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     raise SandboxFailed(
         f"The sandbox did not start: {tail[0] if tail else 'it said nothing'}", fix=f"Its log is {log_path}"

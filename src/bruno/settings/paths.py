@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from bruno.errors import InputError
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -51,8 +53,18 @@ class Paths:
         return self.home / "bruno.log"
 
     def ensure(self) -> Paths:
-        """Create the state folder, readable by its owner alone (it holds keys)."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Create the state folder, readable by its owner alone (it holds keys).
+
+        Raises:
+            InputError: there can be no such folder.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise InputError(
+                f"the state folder {self.home} cannot be made: {error.strerror}",
+                fix="Set BRUNO_HOME to a folder that can be written",
+            ) from error
         return self
 
 

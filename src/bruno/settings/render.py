@@ -13,6 +13,10 @@ from tomlkit.toml_document import TOMLDocument
 from bruno.settings.console import Settings
 from bruno.settings.engine import EngineSettings
 
+IN_FORCE = """\
+The settings in force here: command line, environment, file and defaults merged.
+What each is when nobody says anything: bruno config show --defaults
+"""
 HEADER = """\
 Every setting of bruno with its default. Delete what you don't change: what is absent keeps its default.
 Order of precedence: command line > environment (BRUNO_SEARCH__TRIALS=50) > this file > default.
@@ -20,10 +24,10 @@ This file is generated: bruno config show --defaults
 """
 
 
-def document(settings: Settings | None = None) -> str:
-    """The text of config.toml for these settings (default: the defaults), every field documented."""
+def document(settings: Settings | None = None, *, header: str = HEADER) -> str:
+    """The text of config.toml for these settings (default: the defaults), every field documented; `header` begins it."""
     root = tomlkit.document()
-    for line in HEADER.splitlines():
+    for line in header.splitlines():
         root.add(tomlkit.comment(line))
     _write(root, settings or Settings(), Settings)
     return tomlkit.dumps(root)

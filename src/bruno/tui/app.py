@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import SystemCommand
 from textual.screen import Screen
 
-from bruno.errors import BrunoError
+from bruno.errors import BrunoError, InputError, machine_problem
 from bruno.guard.sanitise import safe_line
 from bruno.settings.paths import Paths
 from bruno.tui import commands, words
@@ -181,11 +181,14 @@ class BrunoApp(Replies):
     def write_down(self, error: Exception) -> str:
         from bruno.settings.secrets import redact
 
+        known = machine_problem(error)
+        if known is not None:
+            return str(known)
         try:
             self._paths.ensure()
             with self._paths.log.open("a", encoding="utf-8") as file:
                 file.write(f"--- {self.clock().isoformat()}\n{redact(''.join(traceback.format_exception(error)))}\n")
-        except OSError as problem:
+        except (OSError, InputError) as problem:
             return f"unexpected {type(error).__name__}; its traceback could not be written: {problem}"
         return f"unexpected {type(error).__name__}; its traceback is in {self._paths.log}"
 
