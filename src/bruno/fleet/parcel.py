@@ -12,9 +12,11 @@ import hashlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipInfo
 
@@ -30,12 +32,21 @@ _FILE_MODE = 0o100644
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
+_building = Lock()
+"""Several instances may be installed at once, and Python 3.11's parser is not safe in several threads at once."""
+
+
 def build(folder: Path) -> Path:
     """Write `bruno_engine-<version>+<digest>-py3-none-any.whl` into `folder` and return its path. No network.
 
     Raises:
         BrunoError: bruno is not installed as a package (then nobody knows what its engine requires), or lacks its engine.
     """
+    with _building:
+        return _build(folder)
+
+
+def _build(folder: Path) -> Path:
     sources = _sources(Path(bruno.__file__).parent)
     headers = _headers(sources)
     digest = hashlib.sha256(headers.encode())
@@ -97,7 +108,7 @@ def _headers(sources: dict[str, bytes]) -> str:
         raise BrunoError(
             "bruno is not installed as a package, so what its engine requires is unknown", fix="pip install ."
         ) from error
-    known = metadata.packages_distributions()  # reads every installed package's file list: more than a second
+    known = _distributions()
     imported = {_plain(name) for module in _imports(sources) for name in known.get(module, ())}
     chosen: set[str] = set()
     drivers: set[str] = set()
@@ -115,6 +126,12 @@ def _headers(sources: dict[str, bytes]) -> str:
         *(f'Requires-Dist: {text}; extra == "postgres"' for text in sorted(drivers)),
     ]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Top-level name -> distributions. Reads every installed package's file list, which takes more than a second."""
+    return metadata.packages_distributions()
 
 
 def _imports(sources: dict[str, bytes]) -> set[str]:

@@ -11,33 +11,28 @@ from bruno.guard.permit import Origin
 from bruno.guard.sanitise import safe_line
 from bruno.intents import (
     ChatWith,
-    Clarification,
-    DestroyInstance,
     FetchModel,
     Intent,
     LiftConstraint,
-    Option,
     ResumeRun,
     SetConstraint,
     ShowOffers,
     ShowProgress,
     StartRun,
-    StopInstance,
     WatchRun,
 )
 from bruno.operator.commands import on_instance
 from bruno.operator.concerns import resolve, show_concerns, trouble
+from bruno.operator.ending import end
 from bruno.operator.halt import stop_everything
 from bruno.operator.look import offer_view
 from bruno.operator.market import find_offers
-from bruno.operator.resolve import candidates, find_gpu
+from bruno.operator.resolve import find_gpu
 from bruno.operator.spread import question, spread_of
 from bruno.operator.start import plan_start
-from bruno.operator.stop import plan_end, require_known
 from bruno.operator.views import Answer, Ask, Instances, Offers, Progress, Reply, Talk, Watch
 
 if TYPE_CHECKING:
-    from bruno.fleet.models import Instance
     from bruno.operator.service import Operator
 
 SHOW_DISK_GB = 100.0
@@ -57,54 +52,6 @@ def _start(operator: Operator, intent: StartRun, origin: Origin, words: str) -> 
     listing = operator.world.vast.instances()
     plan = plan_start(intent, operator.world, listing, operator.account(), operator.rules.disk, spread=spread)
     return operator.card(plan, origin=origin, words=words, listing=listing)
-
-
-def _stop(operator: Operator, intent: StopInstance | DestroyInstance, origin: Origin, words: str) -> Reply:
-    destroy = isinstance(intent, DestroyInstance)
-    listing = operator.world.vast.instances()
-    require_known(listing)
-    found = candidates(intent.target, listing, operator.world.records.instances())
-    if intent.target is None and not destroy:
-        found = [each for each in found if not each.stopped] or found
-    if len(found) > 1:
-        return Ask(clarification=_which(found, destroy=destroy))
-    if not found:
-        raise InputError(_none_found(intent.target, listing.instances), fix="See: bruno instances")
-    if found[0].stopped and not destroy:
-        per_day = found[0].stopped_per_day
-        cost = f"${per_day:.2f} per day" if per_day is not None else "an unknown amount per day"
-        return Answer(
-            text=f"instance {found[0].id} ({safe_line(found[0].label or '')}) is stopped already; its disk costs {cost}"
-        )
-    plan = plan_end(found[0], operator.world, destroy=destroy)
-    return operator.card(plan, origin=origin, words=words, listing=listing)
-
-
-def _which(found: list[Instance], *, destroy: bool) -> Clarification:
-    verb = "Destroy" if destroy else "Stop"
-    make = DestroyInstance if destroy else StopInstance
-    ends = "deletes it and its disk for ever" if destroy else "kills every process on it; its disk stays"
-    options = tuple(
-        Option(
-            letter=letter,  # type: ignore[arg-type]
-            text=f"{verb} {each.id}, {_named(each)}, {safe_line(each.gpu or 'GPU unknown')}, {each.state.value}",
-            consequence=ends,
-            intent=make(target=str(each.id)),
-        )
-        for letter, each in zip("ABCDEF", found, strict=False)
-    )
-    return Clarification(question=f"Which instance? ({len(found)} could be meant)", options=options)
-
-
-def _named(instance: Instance) -> str:
-    return f"label {safe_line(instance.label)}" if instance.label else "no label"
-
-
-def _none_found(target: str | None, instances: tuple[Instance, ...]) -> str:
-    listed = ", ".join(f"{each.id} ({_named(each)})" for each in instances) or "none"
-    if target is None:
-        return f'no instance of bruno\'s own is there for "it"; the account has: {listed}'
-    return f"no instance {safe_line(target)}; the account has: {listed}"
 
 
 def _progress(operator: Operator, intent: ShowProgress, *_: Any) -> Reply:
@@ -141,7 +88,13 @@ def _offers(operator: Operator, intent: ShowOffers, *_: Any) -> Reply:
 def _costs(operator: Operator, *_: Any) -> Reply:
     view = operator.instances(fresh=True)
     rows: list[tuple[str, ...]] = [("run or instance", "state", "$/h now", "$ so far", "$ per day when stopped")]
-    rows += [(run.run_id, run.state.value, _dollars(run.per_hour), _dollars(run.spent), "") for run in operator.runs()]
+    for run in operator.runs():
+        rows.append((run.run_id, run.state.value, _dollars(run.per_hour), _dollars(run.spent), ""))
+        rows += [
+            (f"  of it {each.label}", each.state.value, _dollars(each.per_hour), _dollars(each.spent), "")
+            for each in run.workers
+            if each.instance_id is not None
+        ]
     rows += [
         (
             f"{each.instance_id} {each.label}",
@@ -225,8 +178,8 @@ def _help(operator: Operator, *_: Any) -> Reply:
 
 _ANSWERS: dict[str, Callable[..., Reply]] = {
     "start_run": _start,
-    "stop_instance": _stop,
-    "destroy_instance": _stop,
+    "stop_instance": end,
+    "destroy_instance": end,
     "watch_run": _watch,
     "resume_run": _watch,
     "show_progress": _progress,

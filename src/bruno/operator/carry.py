@@ -5,8 +5,8 @@ from __future__ import annotations
 from threading import Event
 from typing import TYPE_CHECKING
 
-from bruno.errors import Denied, RunFailed
-from bruno.guard.actions import DestroyInstance, RunCommand, RunLocal, RunPlaybook, StopInstance
+from bruno.errors import BrunoError, Denied, RunFailed
+from bruno.guard.actions import Action, DestroyInstance, RunCommand, RunLocal, RunPlaybook, StopInstance
 from bruno.guard.permit import Permit
 from bruno.guard.plan import Plan
 from bruno.guard.sanitise import safe
@@ -46,12 +46,35 @@ def carry_out(
             plan, permit, model=playbook.model, settings=playbook.settings, behaviour=playbook.behaviour
         )
         return follow_run(operator, run_id, on_event=on_event, cancel=cancel, until_launch=not follow)
-    told = []
+    if len(plan.steps) > 1 and all(isinstance(step.action, StopInstance) for step in plan.steps):
+        return _stop_all(operator, plan, permit, on_event)
+    told = [_do(operator, plan, step.action, permit, on_event) for step in plan.steps]
+    return Answer(text="; ".join(told))
+
+
+def _do(operator: Operator, plan: Plan, action: Action, permit: Permit, on_event: OnHappening) -> str:
+    """One step, told before and after."""
+    on_event(_say(operator, action.describe(), plan.run_id))
+    result = perform(action, permit, operator.world, run_id=plan.run_id)
+    told = _outcome(action, result, plan)
+    on_event(_say(operator, told, plan.run_id, good=True))
+    return told
+
+
+def _stop_all(operator: Operator, plan: Plan, permit: Permit, on_event: OnHappening) -> Answer:
+    """Each stop by itself: one that fails holds none of the others up, and what goes on costing is said."""
+    told, failed = [], []
     for step in plan.steps:
-        on_event(_say(operator, step.action.describe(), plan.run_id))
-        result = perform(step.action, permit, operator.world, run_id=plan.run_id)
-        told.append(_outcome(step.action, result, plan))
-        on_event(_say(operator, told[-1], plan.run_id, good=True))
+        try:
+            told.append(_do(operator, plan, step.action, permit, on_event))
+        except BrunoError as error:
+            failed.append(f"{step.action.describe()}: {error}")
+            on_event(Happening(at=operator.world.clock(), level="bad", text=failed[-1], run_id=plan.run_id))
+    if failed:
+        raise RunFailed(
+            f"{len(told)} of {len(plan.steps)} are stopped; not stopped, and billed: {'; '.join(failed)}",
+            fix="See: bruno instances, then stop what is left",
+        )
     return Answer(text="; ".join(told))
 
 
@@ -99,20 +122,25 @@ def follow_run(
     view = operator.run(run.run_id)
     if run.state == RunState.FINISHED:
         best = f"; best {view.best.refusals}/{view.best.prompts} refusals" if view.best else ""
-        cost = f"; ${view.per_hour:.3f}/h goes on until the instance is stopped (say: stop it)" if view.per_hour else ""
+        machines = f"its {len(view.workers)} instances are stopped (say: stop {run.run_id})" if view.workers else ""
+        until = machines or "the instance is stopped (say: stop it)"
+        cost = f"; ${view.per_hour:.3f}/h goes on until {until}" if view.per_hour else ""
         return Answer(text=f"{run.run_id} is done: {run.local_model or 'no model was saved'}{best}{cost}")
     if run.state == RunState.ACTIVE:
         cost = f" at ${view.per_hour:.3f}/h" if view.per_hour is not None else ""
-        return Answer(text=f"let go of {run.run_id}: it goes on without bruno on instance {run.instance_id}{cost}")
+        there = [str(each.instance_id) for each in view.workers or (view,) if each.instance_id is not None]
+        where = f"instance{'s' if len(there) > 1 else ''} {', '.join(there)}"
+        return Answer(text=f"let go of {run.run_id}: it goes on without bruno on {where}{cost}")
     raise RunFailed(f"{run.run_id}: {run.problem or run.state}", fix="See: bruno progress, then resume or stop it")
 
 
 def _outcome(action: object, result: dict[str, object], plan: Plan) -> str:
     if isinstance(action, StopInstance):
         per_day = plan.cost.stopped_per_day
-        cost = (
-            f"its disk still costs ${per_day:.2f} per day" if per_day is not None else "what its disk costs is unknown"
-        )
+        several = len(plan.steps) > 1
+        cost = f"{'all their disks still cost' if several else 'its disk still costs'} ${per_day or 0:.2f} per day"
+        if per_day is None:
+            cost = "what its disk costs is unknown"
         return f"instance {action.target.instance_id} is stopped, the provider says so; {cost} until it is destroyed"
     if isinstance(action, DestroyInstance):
         return f"instance {action.target.instance_id} is gone, the provider says so; it costs nothing any more"

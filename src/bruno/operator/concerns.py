@@ -91,7 +91,8 @@ def show_concerns(operator: Operator, *_: Any) -> Answer:
 def refuse_while_held(operator: Operator, run: RunView, *, retry: bool) -> None:
     """Raise Denied when carrying this run on would start something although a concern holds it. Following is looking."""
     records = operator.records
-    waiting = [row for row in records.steps(run.run_id) if row.state != StepState.DONE.value]
+    ids = [worker.run_id for worker in run.workers] or [run.run_id]
+    waiting = [row for each in ids for row in records.steps(each) if row.state != StepState.DONE.value]
     if not retry and not any(row.name in (*_STARTS, "rent") for row in waiting):
         return
     for hold in active_holds(records):

@@ -36,7 +36,8 @@ def stop_everything(operator: Operator, *_: Any) -> Answer:
     if not view.known:
         return Answer(text=f"{head} What runs on, and what it costs, is unknown: {view.problem}", failed=True)
     rows = [("instance", "label", "status", "$/h now", "runs on", "$ per day when stopped")]
-    runs = {run.instance_id: run for run in operator.runs() if run.instance_id is not None}
+    all_runs = operator.runs()
+    runs = {worker.instance_id: run for run in all_runs for worker in run.workers or (run,)}
     rows += [_row(each, runs.get(each.instance_id)) for each in view.rows]
     return Answer(text=f"{head} {_left(view)}", rows=tuple(rows) if view.rows else ())
 

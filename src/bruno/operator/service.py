@@ -7,7 +7,7 @@ Methods block and may be called from worker threads; none prints. `ask`, `submit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -313,33 +313,40 @@ class Operator:
         """All runs, newest first."""
         if not self.paths.database.exists():
             return ()
-        return tuple(self._view(run) for run in self.records.runs())
+        return self._views(self.records.runs())
 
     def run(self, name: str) -> RunView:
         """The run with this id, or the only one whose id contains it. InputError with the nearest otherwise."""
-        runs = self.records.runs()
-        exact = [run for run in runs if run.run_id == name] or [run for run in runs if name and name in run.run_id]
-        if len(exact) > 1:
-            raise InputError(f"{name!r} may mean {', '.join(run.run_id for run in exact)}", fix="Say the whole name")
-        return self._view(exact[0] if exact else self.records.run(name))
+        rows = self.records.runs()
+        exact = [run for run in rows if name in (run.run_id, run.label)]
+        # What is named is the run: an instance of several has a name of its own, which means the run that it is part of.
+        named = {run.group_id or run.run_id for run in exact or rows if exact or (name and name in run.run_id)}
+        if len(named) > 1:
+            raise InputError(f"{name!r} may mean {', '.join(sorted(named))}", fix="Say the whole name")
+        return self._views([self.records.run(named.pop() if named else name)])[0]
 
-    def _view(self, run: Run) -> RunView:
-        from bruno.operator.look import run_view
+    def _views(self, rows: Sequence[Run]) -> tuple[RunView, ...]:
+        from bruno.operator.group_view import views
 
-        return run_view(run, self.records, self.paths, self._clock())
+        return views(rows, self.records, self.paths, self._clock())
 
     def looked_at(self, run: RunView) -> RunView:
-        """The run with its log asked for now, when nobody follows it. A silent machine leaves the last reading, and says so."""
+        """The run with its logs asked for now, when nobody follows it. A silent machine leaves the last reading, and says so."""
         from bruno.runs.runner import Runner
 
         stale = timedelta(seconds=3 * self.settings.fleet.poll_seconds)
         if not run.state.live or (run.read_at and self._clock() - run.read_at < stale):
             return run
-        try:
-            Runner(self.world).refresh(run.run_id)
-        except BrunoError as error:
-            return run.model_copy(update={"problem": f"the log could not be read just now: {problem_line(error)}"})
-        return self.run(run.run_id)
+        silent = []
+        for worker in run.workers or (run,):
+            if not worker.state.live:
+                continue
+            try:
+                Runner(self.world).refresh(worker.run_id)
+            except BrunoError as error:
+                silent.append(f"the log could not be read just now: {problem_line(error)}")
+        now = self.run(run.run_id)
+        return now.model_copy(update={"problem": "; ".join(silent)}) if silent else now
 
     def latest_run(self, name: str | None = None) -> RunView:
         """The run that was named, else the one that is under way, else the newest. InputError when there is none."""

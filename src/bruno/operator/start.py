@@ -79,7 +79,7 @@ def plan_start(
         workers=len(offers) if spread else intent.workers or 1,
     )
     created, expires = lifetime(world.clock())
-    actions = _actions(world, offers, disk_gb, name, engine, intent)
+    actions = _actions(world, offers, disk_gb, name, engine)
     per_day = [offer.stopped_per_day for offer in offers]
     return Plan(
         title=f"Reshape {model.about.id} on {_machines(offers)}",
@@ -129,6 +129,8 @@ def _engine_settings(intent: StartRun, model: Model, settings: Settings, *, stud
         search["trials"] = trials
     if settings.search.storage:
         search["storage"] = address_of(settings.search.storage).address
+    if intent.workers and intent.instances == 1:
+        search["workers"] = intent.workers
     if study:
         search["study"] = settings.search.study or study
     if search:
@@ -137,7 +139,7 @@ def _engine_settings(intent: StartRun, model: Model, settings: Settings, *, stud
 
 
 def _actions(
-    world: World, offers: list[Offer], disk_gb: float, name: str, engine: dict[str, Any], intent: StartRun
+    world: World, offers: list[Offer], disk_gb: float, name: str, engine: dict[str, Any]
 ) -> list[tuple[Action, str]]:
     fleet = world.settings.fleet
     key = key_pair(world.paths.keys)
@@ -160,12 +162,11 @@ def _actions(
         actions.append((rent, f"{which}, {offer.geolocation or 'place unknown'}"))
     book = load_playbook(PLAYBOOK if several else fleet.playbook)
     storage = engine.get("search", {}).get("storage", "")
-    here = ("--workers", str(intent.workers)) if not several and (intent.workers or 1) > 1 else ()
     worker = ("worker", "--config", "config.toml", "--study", engine.get("search", {}).get("study", ""))
     run = RunPlaybook(
         playbook=book.name,
         steps=tuple(f"{step.title}{' (the first alone)' if step.on == 'first' else ''}" for step in book.steps),
-        engine_argv=("python", "-m", "bruno.engine", "abliterate", "--config", "config.toml", *here),
+        engine_argv=("python", "-m", "bruno.engine", "abliterate", "--config", "config.toml"),
         model=str(engine["model"]),
         behaviour=str(engine.get("behaviour", "")),
         settings=engine,

@@ -53,8 +53,29 @@ class TrialView(_View):
     kl: float | None
 
 
+class WorkerView(_View):
+    """One instance of a run over several."""
+
+    number: int
+    """From 1; the first makes the study and the model."""
+    run_id: str
+    """Of its own row and folder of logs."""
+    instance_id: int | None
+    label: str
+    gpu: str
+    state: RunState
+    step: str
+    scored: int
+    """Trials that its own log scores."""
+    last: TrialView | None
+    spent: float | None
+    per_hour: float | None
+    problem: str
+    read_at: datetime | None
+
+
 class RunView(_View):
-    """A run as its records and its log tell it."""
+    """A run as its records and its log tell it; one over several instances as the logs of all its workers do."""
 
     run_id: str
     name: str
@@ -87,6 +108,8 @@ class RunView(_View):
     read_at: datetime | None = None
     """When the log was last read; older than a few polls is shown as stale."""
     log_tail: tuple[str, ...] = ()
+    workers: tuple[WorkerView, ...] = ()
+    """Of a run over several instances; `trial` is then how many trials have their result, `spent` and `per_hour` are the sums."""
 
 
 class InstanceView(_View):
