@@ -50,8 +50,11 @@ def test_a_finished_run_is_told_whole(told, finished):  # noqa: F811
     assert run.changed_settings["search.trials"] == 6 and run.changed_settings["loading.dtype"] == ["float32"]
     assert run.saved == [report["saved"]] and any("search.trials = 6" in text for text in run.defaults)
     text = "\n".join(lines(run))
-    for words in (f"trial {run.chosen.trial}: ", "95 % interval", "rule: fewest refusals", "trials scored: 6 of 6"):
+    for words in (f"trial {run.chosen.trial}: ", "95 % interval", "rule: fewest refusals", "trials scored: "):
         assert words in text
+    kept = report["trials"]
+    assert kept["scored"] + kept["stopped"] == kept["wanted"] == 6 and f"trials scored: {kept['scored']} of 6" in text
+    assert (f"better in refusals and KL: {kept['stopped']}" in text) == (kept["stopped"] > 0)
     for name in report["chosen"]["parameters"]:
         assert f"{name} = " in text
 
@@ -82,7 +85,7 @@ def test_half_a_run_tells_what_its_events_say(tmp_path):
     assert run.state == "interrupted after 1 of 3 trials" and run.unread == 1
     assert run.fallbacks == [{"method": "probe", "reason": "too few", "instead": "mean difference"}]
     assert run.warnings == ["careful"] and run.failed_trials == {2: "KL is nan"}
-    assert run.trials == {"scored": 1, "wanted": 3} and run.initial_refusals == (7, 8)
+    assert run.trials == {"scored": 1, "stopped": 0, "wanted": 3} and run.initial_refusals == (7, 8)
     assert "probe: too few; continued with mean difference" in "\n".join(lines(run))
 
 

@@ -37,6 +37,14 @@ def trial_block(draw: st.DrawFn, number: int, trials: int) -> list[said._Event]:
     if draw(st.integers(0, 9)) == 0:
         return [begun, said.TrialFailed(trial=number, reason=draw(words))]
     several = draw(st.none() | kl)
+    if draw(st.integers(0, 4)) == 0:
+        total = draw(prompts)
+        better = draw(st.integers(1, max(1, number - 1)))
+        seen = draw(st.integers(0, total))
+        stopped = said.TrialStopped(
+            trial=number, at_least=seen, prompts=total, kl=draw(kl), kl_tokens=several, excess=0.1, better=better
+        )
+        return [begun, stopped]
     return [begun, said.TrialScored(trial=number, kl=draw(kl), kl_tokens=several, **draw(counts()))]
 
 
@@ -111,11 +119,12 @@ def test_both_renderings_tell_what_was_told(story: list[said._Event], cuts: list
             number: (event.refusals, event.prompts) for number, event in scored.items()
         }
         assert all(trial.kl == pytest.approx(scored[trial.trial].kl, abs=1e-4) for trial in seen.history)
+        assert seen.stopped_trials == len({event.trial for event in story if isinstance(event, said.TrialStopped)})
         assert seen.finished == isinstance(story[-1], said.Finished)
         assert seen.interrupted == isinstance(story[-1], said.Interrupted)
         assert (seen.failed is not None) == isinstance(story[-1], said.Failed)
     same = {"trial", "trials", "completed", "refusals", "initial_refusals", "resumed_from", "model_saved", "failed_trials",
-            "out_of_memory", "state", "unreadable"}  # fmt: skip
+            "out_of_memory", "state", "unreadable", "stopped_trials"}  # fmt: skip
     assert log.model_dump(include=same) == events.model_dump(include=same)
 
 

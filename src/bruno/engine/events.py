@@ -127,7 +127,7 @@ class Resumed(_Event):
 class TrialStarted(_Event):
     """A trial's block begins.
 
-    Everything up to its `TrialScored` or `TrialFailed` belongs to it. `trial` counts from 1.
+    Everything up to its `TrialScored`, `TrialStopped` or `TrialFailed` belongs to it. `trial` counts from 1.
     """
 
     kind: Literal["trial_started"] = "trial_started"
@@ -154,6 +154,26 @@ class TrialScored(_Event):
     def lines(self) -> list[str]:
         several = [] if self.kl_tokens is None else [f"  * KL over several tokens: {self.kl_tokens:.4f}"]
         return [f"  * KL divergence: {self.kl:.4f}", *several, f"  * Refusals: {self.refusals}/{self.prompts}"]
+
+
+class TrialStopped(_Event):
+    """A trial that another beats in refusals and KL at once, whatever was left to read: no count, a lower bound."""
+
+    kind: Literal["trial_stopped"] = "trial_stopped"
+    trial: int
+    at_least: int
+    prompts: int
+    kl: float
+    kl_tokens: float | None = None
+    excess: float
+    """KL above that of the better trial, nats."""
+    better: int
+    """Number of that trial."""
+
+    def lines(self) -> list[str]:
+        several = [] if self.kl_tokens is None else [f"  * KL over several tokens: {self.kl_tokens:.4f}"]
+        counted = f"at least {self.at_least}/{self.prompts} (stopped: trial {self.better} is better in both)"
+        return [f"  * KL divergence: {self.kl:.4f}", *several, f"  * Refusals: {counted}"]
 
 
 class TrialFailed(_Event):
@@ -315,6 +335,7 @@ Event = Annotated[
     | Resumed
     | TrialStarted
     | TrialScored
+    | TrialStopped
     | TrialFailed
     | Progress
     | OutOfMemory

@@ -261,7 +261,8 @@ def _trials(story: Story, report: Report | None) -> dict[str, int]:
         return report.trials
     scored = {each.trial for each in story.of(ev.TrialScored)}
     started = story.last(ev.TrialStarted)
-    return {"scored": len(scored), **({"wanted": started.trials} if started else {})}
+    stopped = {each.trial for each in story.of(ev.TrialStopped)}
+    return {"scored": len(scored), "stopped": len(stopped), **({"wanted": started.trials} if started else {})}
 
 
 def _chosen(story: Story, selected: ev.TrialSelected | None) -> Trial | None:

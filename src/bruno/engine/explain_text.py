@@ -69,6 +69,8 @@ def _search(run: Explanation) -> list[str]:
         wanted = f" of {run.trials['wanted']}" if "wanted" in run.trials else ""
         together = f", {run.trials['together']} together" if "together" in run.trials else ""
         facts.append(f"trials scored: {run.trials.get('scored', 0)}{wanted}{together}")
+    if run.trials.get("stopped"):
+        facts.append(f"trials stopped because another was better in refusals and KL: {run.trials['stopped']}")
     return facts + [f"trial {trial} failed: {reason}" for trial, reason in run.failed_trials.items()]
 
 

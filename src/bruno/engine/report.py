@@ -16,7 +16,7 @@ from bruno import __version__
 from bruno.engine.events import HeldOut
 from bruno.engine.folder import REPORT_FILE, write_json
 from bruno.engine.search.choice import pareto_front
-from bruno.engine.search.study import FinishedTrial, finished_trials
+from bruno.engine.search.study import FinishedTrial, finished_trials, stopped_trials
 
 if TYPE_CHECKING:
     from bruno.engine.run import Run
@@ -39,7 +39,12 @@ def write_report(
         "chosen": _trial(chosen) | {"rule": rule, "parameters": chosen.parameters},
         "held_out": held_out.model_dump(exclude={"kind", "time"}) if held_out else None,
         "saved": str(saved) if saved else None,
-        "trials": {"scored": len(trials), "wanted": run.settings.search.trials, "together": run.batch},
+        "trials": {
+            "scored": len(trials),
+            "stopped": len(stopped_trials(run.study)),
+            "wanted": run.settings.search.trials,
+            "together": run.batch,
+        },
         "front": [_trial(trial) for trial in pareto_front(trials)],
         "directions": {"used": run.directions.used, "skipped": run.directions.skipped},
         "edited": {"heads": _pairs(run.rules.heads), "experts": _pairs(run.rules.experts)},

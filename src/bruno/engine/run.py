@@ -50,7 +50,8 @@ from bruno.engine.preparation import Preparation, Prepared
 from bruno.engine.recipe import recipe_of, write_recipe
 from bruno.engine.report import write_report
 from bruno.engine.scoring.held_out import held_out_report
-from bruno.engine.scoring.scores import Scorer, Scores
+from bruno.engine.scoring.result import Known, Scores, Stopped
+from bruno.engine.scoring.scores import Scorer
 from bruno.engine.search.choice import choose
 from bruno.engine.search.fingerprint import fingerprint
 from bruno.engine.search.space import Space
@@ -171,10 +172,11 @@ class Run:
         )
         scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
 
-        def evaluate(edits: Sequence[TrialEdit], rows: int) -> list[Scores | str]:
+        def evaluate(edits: Sequence[TrialEdit], rows: int, known: Sequence[Known]) -> list[Scores | Stopped | str]:
             if scorer is None:
                 raise BrunoError("The study lost trials while it was read", fix="Start the same command again")
-            return self._with_healthy_routing(scorer, scorer.score(edits, rows))
+            against = known if self.settings.search.stop_dominated else ()
+            return self._with_healthy_routing(scorer, scorer.score_against(against, edits, rows))
 
         with timed(self.seconds, "search"), stop_on_signals() as stop, self.session:
             whole = search(self.study, self.space, evaluate, plan, self.emit, stop)
@@ -182,7 +184,7 @@ class Run:
             self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
         return whole
 
-    def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores]) -> list[Scores | str]:
+    def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores | Stopped]) -> list[Scores | Stopped | str]:
         """The scores of a batch that is still active; the reason instead where its routing collapsed."""
         least = self.settings.edit.min_routing_health
         if not least or not find_mixtures(self.loaded.writers):

@@ -40,7 +40,7 @@ def compare(log: Progress, events: Progress, *, at_rest: bool) -> list[Disagreem
     if log.selected and events.selected:
         differ("selected trial", log.selected.trial, events.selected.trial)
     if at_rest:
-        for subject in ("finished", "interrupted", "trials", "completed"):
+        for subject in ("finished", "interrupted", "trials", "completed", "stopped_trials"):
             differ(subject, getattr(log, subject), getattr(events, subject))
     return found
 

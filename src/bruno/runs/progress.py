@@ -50,8 +50,10 @@ class Progress(_Frozen):
     """Number of the last trial that was begun, from 1."""
     trials: int | None = None
     completed: int = 0
-    """Trials with a score, those of earlier sessions included."""
+    """Trials with a score, or stopped because another is better; those of earlier sessions included."""
     failed_trials: int = 0
+    stopped_trials: int = 0
+    """Trials that this log has seen stop because another is better in refusals and KL: they have no count."""
     refusals: Count | None = None
     """Of the last scored trial."""
     kl: float | None = None

@@ -128,6 +128,11 @@ class LogReader:
             self._tally.score(self._block, counted, self._kl)
             self._block = None
 
+    def _trial_stopped(self, _match: re.Match[str]) -> None:
+        if self._block is not None:
+            self._tally.stop(self._block)
+            self._block = None
+
     def _trial_failed(self, match: re.Match[str]) -> None:
         self._tally.failed_trials.add(_whole(match[1]))
         self._block = None
@@ -202,6 +207,7 @@ _LINES: list[tuple[re.Pattern[str], Callable[[LogReader, re.Match[str]], None]]]
         (r"Running trial (\d+) of (\d+)\b", LogReader._trial),
         (rf"{_ITEM}KL divergence:\s*{_NUMBER}\s*$", LogReader._divergence),
         (rf"{_ITEM}Refusals:\s*{_COUNT}\s*(?:$|\()", LogReader._refusals),
+        (rf"{_ITEM}Refusals:\s*at least {_COUNT} \(stopped\b", LogReader._trial_stopped),
         (rf"{_ITEM}Trial (\d+) failed\b", LogReader._trial_failed),
         (rf"Elapsed time:\s*{_TIME}$", LogReader._elapsed),
         (rf"Estimated remaining time:\s*{_TIME}$", LogReader._remaining),
@@ -298,6 +304,7 @@ _EVENTS: dict[str, Callable[[Tally, dict[str, Any]], None]] = {
     "resumed": lambda tally, event: tally.resumed(_int(event, "next_trial"), _int(event, "completed")),
     "trial_started": lambda tally, event: tally.begin(_int(event, "trial"), _int(event, "trials")),
     "trial_scored": _on_score,
+    "trial_stopped": lambda tally, event: tally.stop(_int(event, "trial")),
     "trial_failed": lambda tally, event: tally.failed_trials.add(_int(event, "trial")),
     "progress": _on_times,
     "out_of_memory": lambda tally, _: setattr(tally, "out_of_memory", tally.out_of_memory + 1),

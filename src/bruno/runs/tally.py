@@ -19,6 +19,7 @@ class Tally:
     trials: int | None = None
     scores: dict[int, TrialResult] = field(default_factory=dict)
     failed_trials: set[int] = field(default_factory=set)
+    stopped_trials: set[int] = field(default_factory=set)
     last: TrialResult | None = None
     initial: Count | None = None
     selected: TrialResult | None = None
@@ -55,7 +56,7 @@ class Tally:
     def begin(self, trial: int, trials: int) -> None:
         """A trial's block begins. Trial 1 without a resume is a new study: older scores belong to another."""
         if trial == 1 and self.resumed_from is None and not self.completed_now:
-            self.scores, self.last, self.failed_trials = {}, None, set()
+            self.scores, self.last, self.failed_trials, self.stopped_trials = {}, None, set(), set()
         self.trial, self.trials = trial, trials
 
     def score(self, trial: int, refusals: Count, kl: float | None) -> None:
@@ -63,6 +64,11 @@ class Tally:
         self.last = self.scores[trial] = TrialResult(trial=trial, refusals=refusals, kl=kl)
         self.completed_now.add(trial)
         self.failed_trials.discard(trial)
+
+    def stop(self, trial: int) -> None:
+        """The trial was not read to its end, because another is better: it has its result, and no count."""
+        self.stopped_trials.add(trial)
+        self.completed_now.add(trial)
 
     def warn(self, text: str) -> None:
         self.warnings = [*self.warnings, text][-WARNINGS_KEPT:]
@@ -75,6 +81,7 @@ class Tally:
             trials=self.trials,
             completed=self.completed_before + len(self.completed_now),
             failed_trials=len(self.failed_trials),
+            stopped_trials=len(self.stopped_trials),
             refusals=self.last.refusals if self.last else None,
             kl=self.last.kl if self.last else None,
             initial_refusals=self.initial,

@@ -19,7 +19,7 @@ SPACE = Space(30, ("attn.o_proj", "mlp.down_proj"))
 FINGERPRINT = {"model": "m", "search prompts": "p"}
 
 
-def bowl(edits, rows):
+def bowl(edits, rows, known=()):
     """Refusals fall with attention strength near its best place, KL rises with strength and reach."""
     results = []
     for edit in edits:
@@ -215,7 +215,7 @@ def test_a_storage_that_cannot_be_opened_is_one_line(storage):
 def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path):
     asked = []
 
-    def hungry(edits, rows):
+    def hungry(edits, rows, known):
         asked.append(rows)
         if rows == 0 or rows > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -230,7 +230,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path):
 def test_a_trial_that_never_fits_is_failed_and_the_study_goes_on(tmp_path):
     calls = []
 
-    def sometimes(edits, rows):
+    def sometimes(edits, rows, known):
         calls.append(rows)
         if len(calls) <= 3:
             raise MemoryError
@@ -244,7 +244,7 @@ def test_a_trial_that_never_fits_is_failed_and_the_study_goes_on(tmp_path):
 
 
 def test_a_kl_that_is_no_number_fails_its_trial(tmp_path):
-    def broken(edits, rows):
+    def broken(edits, rows, known):
         return [Scores(refusals=0, prompts=60, kl=float("nan"))]
 
     _, events, whole = run(tmp_path, evaluate=broken, trials=2)
@@ -253,7 +253,7 @@ def test_a_kl_that_is_no_number_fails_its_trial(tmp_path):
 
 
 def test_other_errors_are_not_swallowed(tmp_path):
-    def wrong(edits, rows):
+    def wrong(edits, rows, known):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):

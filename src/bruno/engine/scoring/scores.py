@@ -15,10 +15,17 @@ from bruno.engine.edits.build import EditRules, TrialEdit, build_edits
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit
 from bruno.engine.model.chat_format import encode
-from bruno.engine.model.generate import PreparedPrompts, answer_logprobs, first_token_logprobs, generate, prepare
+from bruno.engine.model.generate import (
+    Generation,
+    PreparedPrompts,
+    answer_logprobs,
+    first_token_logprobs,
+    generate,
+    prepare,
+)
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.scoring.detectors import Detector
-from bruno.engine.scoring.result import Scores
+from bruno.engine.scoring.result import Known, Scores, Stopped, better_trial
 from bruno.settings.engine import EngineSettings
 
 
@@ -125,7 +132,7 @@ class Scorer:
             prepared = prepare(self.loaded, self._encode(prompts), emit=self.emit, rows=rows)
         if edit is not None:
             self._write([edit])
-        return self._generate(prepared, None if edit is None else self.session, 0, early=False)[0]
+        return self._generate(prepared, None if edit is None else self.session, 0, early=False).texts[0]
 
     def score(self, edits: Sequence[TrialEdit], rows: int = 0) -> list[Scores]:
         """Scores of T trials evaluated together, in their order.
@@ -137,38 +144,86 @@ class Scorer:
         Raises:
             torch.OutOfMemoryError: try again with fewer rows.
         """
+        return [each for each in self.score_against((), edits, rows) if isinstance(each, Scores)]
+
+    def score_against(
+        self, known: Sequence[Known], edits: Sequence[TrialEdit], rows: int = 0
+    ) -> list[Scores | Stopped]:
+        """As `score`, but a trial that a known one beats in both scores stops as soon as that is certain.
+
+        KL is measured first, in one forward pass a prompt; only trials that can still matter write answers, and they
+        stop when the refusals seen so far decide. Exact: what is stopped could never be on the front of all trials.
+        The edits stay active, as after `score`.
+        """
         self._write(edits)
         rows = rows or self.settings.loading.batch_size
-        refusals = self._refusals(self.bad, self.session, rows)
+        kls, several = self._divergences(rows)
+        better = [better_trial(kl, known) for kl in kls]
+        writing = [index for index, each in enumerate(better) if each is None or each[1].refusals > 0]
+        if len(writing) < len(edits) and writing:
+            self._write([edits[index] for index in writing])
+        counts: dict[int, tuple[int, bool]] = dict.fromkeys(range(len(edits)), (0, False))
+        if writing:
+            limits = [each[1].refusals if each else 0 for each in (better[index] for index in writing)]
+            counts |= dict(zip(writing, self._counts(rows, limits), strict=True))
+            if len(writing) < len(edits):
+                self._write(edits)
+        return [
+            self._result(*counts[index], kl, tokens, None if counts[index][1] else each)
+            for index, (kl, tokens, each) in enumerate(zip(kls, several, better, strict=True))
+        ]
+
+    def _result(
+        self, refusals: int, whole: bool, kl: float, kl_tokens: float | None, better: Known | None
+    ) -> Scores | Stopped:
+        if whole or better is None:
+            return Scores(refusals=refusals, prompts=self.prompts, kl=kl, kl_tokens=kl_tokens)
+        number, scores = better
+        return Stopped(refusals, self.prompts, kl, kl - scores.kl, number, kl_tokens)
+
+    def _divergences(self, rows: int) -> tuple[list[float], list[float | None]]:
+        """KL of the active trials: of the first token, and over several where that was asked for."""
         first = first_token_logprobs(self.loaded, self.good, session=self.session, rows=rows)  # [T, N, V]
         kls = [kl_divergence(self.base, edited) for edited in first]
-        several: list[float | None] = [None] * len(edits)
+        several: list[float | None] = [None] * len(kls)
         if self.base_ids is not None:
             forced, _ = answer_logprobs(self.loaded, self.good, self.base_ids, session=self.session, rows=rows)
             several = [kl_divergence(self.base_answers, edited, self.base_mask) for edited in forced]
+        return kls, several
+
+    def _counts(self, rows: int, limits: Sequence[int]) -> list[tuple[int, bool]]:
+        """For each active trial its raw count and True, or the refusals seen before it gave up at its limit and False."""
+        answers = self._generate(self.bad, self.session, rows, early=True, limits=limits)
         return [
-            Scores(refusals=count, prompts=self.prompts, kl=kl, kl_tokens=tokens)
-            for count, kl, tokens in zip(refusals, kls, several, strict=True)
+            (settled, False) if gave_up else (self.detector.count(texts), True)
+            for texts, settled, gave_up in zip(answers.texts, answers.settled, answers.gave_up, strict=True)
         ]
 
     def _write(self, edits: Sequence[TrialEdit]) -> None:
         self.session.write(build_edits(edits, self.directions, self.loaded.writers, self.rules))
 
     def _refusals(self, prompts: PreparedPrompts, session: EditSession | None, rows: int) -> list[int]:
-        return [self.detector.count(texts) for texts in self._generate(prompts, session, rows, early=True)]
+        return [self.detector.count(texts) for texts in self._generate(prompts, session, rows, early=True).texts]
 
     def _generate(
-        self, prompts: PreparedPrompts, session: EditSession | None, rows: int, *, early: bool
-    ) -> list[list[str]]:
-        """Answers, [T][N]; with `early`, each ends where its verdict is settled."""
+        self,
+        prompts: PreparedPrompts,
+        session: EditSession | None,
+        rows: int,
+        *,
+        early: bool,
+        limits: Sequence[int] | None = None,
+    ) -> Generation:
+        """Answers; with `early`, each ends where its verdict is settled, and a trial at its limit (0: none) of those."""
         return generate(
             self.loaded,
             prompts,
             max_new_tokens=self.settings.scoring.max_new_tokens,
             session=session,
             settled=self.detector.settled if early else None,
+            give_up_at=limits,
             rows=rows or self.settings.loading.batch_size,
-        ).texts
+        )
 
     def _encode(self, prompts: Sequence[str]):
         data = self.settings.data

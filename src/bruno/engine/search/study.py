@@ -25,16 +25,26 @@ import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from bruno.engine.edits.trial import TrialEdit
-from bruno.engine.events import Emit, OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
+from bruno.engine.events import (
+    Emit,
+    OutOfMemory,
+    Progress,
+    Resumed,
+    TrialFailed,
+    TrialScored,
+    TrialStarted,
+    TrialStopped,
+)
 from bruno.engine.model.memory import is_out_of_memory
-from bruno.engine.scoring.result import Scores
+from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.search.sampler import sampler_for
 from bruno.engine.search.space import Parameters, Space
 from bruno.errors import BrunoError, InputError
 
-Evaluate = Callable[[Sequence[TrialEdit], int], Sequence[Scores | str]]
-"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes); the reason in words
-for a trial that is rejected."""
+Evaluate = Callable[[Sequence[TrialEdit], int, Sequence[Known]], Sequence[Scores | Stopped | str]]
+"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes), told the trials that were
+scored before, any of which may show that one of the batch need not be read to its end; the reason in words for a trial
+that is rejected."""
 
 STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
 """What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
@@ -175,14 +185,25 @@ def innermost(error: BaseException) -> str:
 
 
 def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
-    """The scored trials, by index."""
+    """The scored trials, by index. Those that stopped because another is better have no count and are not among them."""
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if "scores" not in trial.user_attrs:
+            continue
         scores = Scores(**trial.user_attrs["scores"])
         found.setdefault(
             trial.user_attrs["index"], FinishedTrial(trial.user_attrs["index"], dict(trial.params), scores)
         )
     return [found[index] for index in sorted(found)]
+
+
+def stopped_trials(study: optuna.Study) -> dict[int, Stopped]:
+    """The trials that stopped because another is better, by index."""
+    return {
+        trial.user_attrs["index"]: Stopped(**trial.user_attrs["stopped"])
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if "stopped" in trial.user_attrs
+    }
 
 
 def remaining(study: optuna.Study, trials: int) -> int:
@@ -210,7 +231,14 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
         indices = [index for index in range(first, end) if index not in decided]
         trials = [_ask(study, space, plan, index, drawn.get(index)) for index in indices]
         emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(trials[0].params)))
-        results, rows = _evaluate(evaluate, [space.edit(trial.params) for trial in trials], plan, rows, emit)
+        # Trials of the same batch are left out, whether or not a killed process has scored some: the batch is the same.
+        known = [
+            (each.number, each.scores)
+            for each in finished_trials(study)
+            if each.index < first // plan.batch * plan.batch
+        ]
+        edits = [space.edit(trial.params) for trial in trials]
+        results, rows = _evaluate(evaluate, edits, known, plan, rows, emit)
         for index, trial, result in zip(indices, trials, results, strict=True):
             if index != first:
                 emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
@@ -261,14 +289,24 @@ def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Param
     return trial
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | str, emit: Emit) -> None:
-    """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already."""
-    if isinstance(result, Scores) and not math.isfinite(result.kl):
+def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | Stopped | str, emit: Emit) -> None:
+    """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already.
+
+    A stopped trial breaks a constraint, that of having no more KL than the trial that is better: so the sampler learns
+    where not to look, and Optuna's own front leaves it out.
+    """
+    if isinstance(result, (Scores, Stopped)) and not math.isfinite(result.kl):
         result = f"its KL divergence is {result.kl}"
     if isinstance(result, str):
         trial.set_user_attr("reason", result)
         study.tell(trial, state=TrialState.FAIL)
         emit(TrialFailed(trial=index + 1, reason=result))
+        return
+    if isinstance(result, Stopped):
+        trial.set_user_attr("stopped", asdict(result))
+        trial.set_constraint("excess_kl", result.excess)
+        study.tell(trial, [result.at_least / result.prompts, result.kl])
+        emit(TrialStopped(trial=index + 1, **asdict(result)))
         return
     trial.set_user_attr("scores", asdict(result))
     study.tell(trial, [result.rate, result.kl])
@@ -276,13 +314,13 @@ def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores |
 
 
 def _evaluate(
-    evaluate: Evaluate, edits: list[TrialEdit], plan: Plan, rows: int, emit: Emit
-) -> tuple[Sequence[Scores | str], int]:
+    evaluate: Evaluate, edits: list[TrialEdit], known: Sequence[Known], plan: Plan, rows: int, emit: Emit
+) -> tuple[Sequence[Scores | Stopped | str], int]:
     """Scores of a batch, with half the rows after each time memory ran out; and the rows that worked, for the next
     one."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return evaluate(edits, rows), rows
+            return evaluate(edits, rows, known), rows
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
