@@ -70,7 +70,7 @@ class Preparation:
             return Prepared(directions, rules_of(self.settings, *chosen))
         bad, good = self.encode(self.prompts.bad_train), self.encode(self.prompts.good_train)
         samples = self._samples(bad, good)
-        directions = find_directions(samples, self.settings, self.emit)
+        directions = find_directions(samples, self.settings, self.emit, device=self.loaded.device)
         rules = self._rules(directions, bad, good)
         if self.settings.directions.refinement_rounds:
             directions = self._refined(directions, samples, rules, bad, good)
@@ -211,6 +211,7 @@ class Preparation:
                 capture_with_edit=captures,
                 kl_of=price,
                 emit=self.emit,
+                device=self.loaded.device,
             )
 
 

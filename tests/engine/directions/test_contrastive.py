@@ -7,15 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bruno.engine.directions import contrastive, spectrum
 from bruno.engine.directions.algebra import aligned, mean_difference
-from bruno.engine.directions.contrastive import (
-    contrastive_pca,
-    decompose,
-    direction_weights,
-    krylov,
-    top_eigenvectors,
-)
+from bruno.engine.directions.contrastive import contrastive_pca, direction_weights
 from bruno.engine.directions.record import NotApplicable
+from bruno.engine.directions.spectrum import decompose, filtered, top_eigenvectors
 from tests.engine.directions.planted import cosine, noise, units
 
 
@@ -42,7 +38,7 @@ def test_it_equals_the_dense_decomposition(bad, good, hidden, copies, alpha, see
         samples[:, 1] = samples[:, 0]
     share = torch.cat([torch.full((bad,), 1 / bad), torch.full((good,), -alpha / good)]).double()
     count = min(3, hidden)
-    values, vectors = top_eigenvectors(samples, share, count)
+    values, vectors, _ = top_eigenvectors(samples, share, count)
     dense = (samples.mT * share) @ samples
     expected = torch.linalg.eigvalsh(dense).flip(-1)[:, : values.shape[1]]
     scale = torch.linalg.matrix_norm(dense, 2)[:, None]
@@ -57,28 +53,88 @@ def test_it_equals_the_dense_decomposition(bad, good, hidden, copies, alpha, see
     assert (gram - identity).abs().max() < 1e-9 if len(gram) else True
 
 
-def wide_samples(decay: float, rank: int = 520) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two layers of 520 samples in 560 dimensions whose scales fall off as a model's do, and their shares."""
-    samples = noise(2, 520, 560, seed=1) * torch.arange(1, 561).double().pow(-decay)
-    samples[:, :260] += 0.5 * noise(560, seed=2) * torch.arange(1, 561).double().pow(-decay)
-    samples[:, rank:] = samples[:, : 520 - rank]
-    return samples, torch.cat([torch.full((260,), 1 / 260), torch.full((260,), -1 / 260)]).double()
+def sines(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Of the angles between unit vectors, whatever their signs; exact where a cosine rounds to 1."""
+    return torch.linalg.vector_norm(found - (found * expected).sum(-1, keepdim=True) * expected, dim=-1)
 
 
-@pytest.mark.parametrize("rank", [520, 300])
-def test_iterating_gives_what_decomposing_gives(rank: int) -> None:
-    samples, share = wide_samples(decay=1.0, rank=rank)
-    iterated, exact = krylov(samples, share, 3), decompose(samples, share, 3)
-    assert iterated is not None
-    assert torch.allclose(iterated[0], exact[0], rtol=1e-9)
-    assert (cosine(iterated[1], exact[1]).abs() > 1 - 1e-10).all()
-    assert torch.equal(top_eigenvectors(samples, share, 3)[0], iterated[0])
+def scaled_samples(
+    size: int, hidden: int, decay: float, *, rank: int = 0, shift: float = 0.5, alpha: float = 1.0, seed: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two layers of samples whose scales fall off as a model's do, half of them shifted, and their shares."""
+    scale = torch.arange(1, hidden + 1).double().pow(-decay)
+    samples = noise(2, size, hidden, seed=seed) * scale
+    samples[:, : size // 2] += shift * noise(hidden, seed=seed + 1) * scale
+    if rank:
+        samples[:, rank:] = samples[:, : size - rank]
+    good = size - size // 2
+    return samples, torch.cat([torch.full((size // 2,), 2 / size), torch.full((good,), -alpha / good)]).double()
 
 
-def test_where_iterating_does_not_converge_the_decomposition_steps_in() -> None:
-    samples, share = wide_samples(decay=0.0)
-    assert krylov(samples, share, 3) is None
-    assert torch.equal(top_eigenvectors(samples, share, 3)[0], decompose(samples, share, 3)[0])
+@settings(deadline=None, max_examples=25)
+@given(
+    size=st.integers(60, 160),
+    hidden=st.integers(60, 160),
+    decay=st.floats(0.0, 2.0),
+    shift=st.floats(0.0, 20.0),
+    alpha=st.floats(0.0, 3.0),
+    copies=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_iterating_gives_what_decomposing_gives(size, hidden, decay, shift, alpha, copies, seed) -> None:
+    rank = size // 2 + 5 if copies else 0
+    samples, share = scaled_samples(size, hidden, decay, rank=rank, shift=shift, alpha=alpha, seed=seed)
+    iterated, exact = filtered(samples, share, 3), decompose(samples, share, 4)
+    gaps = -exact.values.diff(dim=-1)  # [2, 3]
+    apart = torch.minimum(gaps, torch.cat([gaps[:, :1], gaps[:, :-1]], dim=-1)) > 3e-3 * exact.values[:, :1]
+    apart &= exact.values[:, :3] > 3e-3 * exact.values[:, :1]
+    apart &= iterated.settled[:, None]
+    assert iterated.settled.all() or alpha > 1.2  # where the good prompts rule, the decomposition may have to step in
+    assert torch.where(apart, (iterated.values - exact.values[:, :3]).abs() / exact.values[:, :1], 0.0).max() < 1e-9
+    assert torch.where(apart, sines(iterated.vectors, exact.vectors[:, :3]), 0.0).max() < 1e-6
+
+
+@pytest.mark.parametrize(("decay", "rank", "hidden"), [(1.0, 0, 560), (1.0, 300, 560), (0.0, 0, 560), (0.3, 0, 500)])
+def test_iterating_converges_for_steep_spectra_flat_ones_and_few_ranks(decay: float, rank: int, hidden: int) -> None:
+    samples, share = scaled_samples(520, hidden, decay, rank=rank)
+    iterated, exact = filtered(samples, share, 3), decompose(samples, share, 3)
+    assert iterated.settled.all()
+    assert torch.allclose(iterated.values, exact.values, rtol=1e-9)
+    assert sines(iterated.vectors, exact.vectors).max() < 1e-6
+    gram = iterated.vectors @ iterated.vectors.mT
+    assert (gram - torch.eye(3)).abs().max() < 1e-9
+
+
+def test_a_layer_of_nothing_and_one_of_one_direction_settle_too() -> None:
+    samples, share = scaled_samples(300, 400, 1.0)
+    samples[0] = 0
+    samples[1] = torch.arange(300, 0, -1)[:, None] * units(1, 400)
+    found = filtered(samples, share, 3)
+    assert found.settled.all()
+    assert not found.vectors[0].any()
+    assert (cosine(found.vectors[1, 0], units(1, 400)[0]).abs() > 1 - 1e-12).all()
+
+
+def test_where_iterating_does_not_converge_the_decomposition_steps_in_and_is_named(monkeypatch) -> None:
+    samples, share = scaled_samples(520, 560, 0.5)
+    monkeypatch.setattr(spectrum, "_LARGE", 100)
+    assert top_eigenvectors(samples, share, 3).settled.all()
+    monkeypatch.setattr(spectrum, "_ROUNDS", 3)
+    monkeypatch.setattr(spectrum, "_TOLERANCE", 0.0)
+    found, exact = top_eigenvectors(samples, share, 3), decompose(samples, share, 3)
+    assert not found.settled.any()
+    assert torch.allclose(found.values, exact.values)
+    assert sines(found.vectors, exact.vectors).max() < 1e-12
+    bad, good = samples[:, :260].transpose(0, 1).float(), samples[:, 260:].transpose(0, 1).float()
+    assert contrastive_pca(bad, good, 3).unsettled == 2
+
+
+def test_some_layers_at_a_time_give_what_all_at_once_give(monkeypatch) -> None:
+    bad, good = noise(30, 5, 50, seed=1) + 1, noise(30, 5, 50, seed=2)
+    whole = contrastive_pca(bad, good, 3)
+    monkeypatch.setattr(contrastive, "_CHUNK_BYTES", 2 * 8 * (60 * 50 + 2 * 50 * 50))
+    assert torch.allclose(contrastive_pca(bad, good, 3).eigenvalues, whole.eigenvalues)
+    assert sines(contrastive_pca(bad, good, 3).vectors, whole.vectors).max() < 1e-9
 
 
 def test_a_shift_inside_loud_directions_is_found_with_its_sign() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bruno.engine.directions.algebra import stable_order
 from bruno.engine.directions.probe import ensemble, supervised_probe
 from bruno.engine.directions.record import NotApplicable
 from tests.engine.directions.planted import cosine, noise, units
@@ -32,6 +35,33 @@ def test_in_the_span_of_few_samples_it_equals_the_fit_in_all_dimensions() -> Non
     model.fit(scaler.transform(x), [1] * 30 + [0] * 40)
     direct = torch.from_numpy(model.coef_[0] / scaler.scale_)
     assert cosine(probe.vectors[0], direct) > 0.9999
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    bad=st.integers(12, 40),
+    good=st.integers(12, 40),
+    hidden=st.sampled_from([3, 20, 150]),
+    shift=st.floats(0.0, 2.0),
+    seed=st.integers(0, 1000),
+)
+def test_it_equals_scikit_learns_fit_and_its_cross_validation(bad, good, hidden, shift, seed) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.preprocessing import StandardScaler
+
+    scale = 1 + noise(hidden, seed=seed + 1).abs()
+    one, other = noise(bad, 1, hidden, seed=seed) * scale + shift, noise(good, 1, hidden, seed=seed + 2) * scale
+    probe = supervised_probe(one, other, torch.ones(bad, dtype=torch.bool))
+    rows = torch.cat([sample[stable_order(sample)] for sample in (one, other)])[:, 0].numpy()
+    labels = [1] * bad + [0] * good
+    scaler = StandardScaler().fit(rows)
+    model = LogisticRegression(class_weight="balanced", max_iter=10000, tol=1e-10)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    accuracy = cross_val_score(model, scaler.transform(rows), labels, scoring="balanced_accuracy", cv=folds).mean()
+    assert probe.accuracy[0].item() == pytest.approx(accuracy, abs=1e-12)
+    normal = torch.from_numpy(model.fit(scaler.transform(rows), labels).coef_[0] / scaler.scale_)
+    assert (probe.vectors[0] - torch.nn.functional.normalize(normal, dim=0)).norm() < 1e-5
 
 
 def test_answered_bad_prompts_belong_to_the_other_class() -> None:

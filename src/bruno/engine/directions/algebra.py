@@ -11,18 +11,38 @@ import torch
 _NOTHING = 1e-6
 
 
-def mean(sample: torch.Tensor) -> torch.Tensor:
-    """Mean over prompts in fp64, [n, L + 1, d] -> [L + 1, d], one layer at a time to spare memory."""
-    return torch.stack([sample[:, layer].double().mean(0) for layer in range(sample.shape[1])])
+def working_device(device: torch.device | None) -> torch.device | None:
+    """Where the maths of directions runs when the model is on `device`: there if it computes in fp64, on the CPU if not
+    (Apple's GPUs)."""
+    return device if device is None or device.type in ("cpu", "cuda", "xpu") else torch.device("cpu")
 
 
-def mean_difference(bad: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+def layer_of(sample: torch.Tensor, layer: int, device: torch.device | None = None) -> torch.Tensor:
+    """One layer of the captures in fp64, [n, d], on a device (None: the captures' own). It travels as fp32."""
+    return sample[:, layer].to(device).double() if device is not None else sample[:, layer].double()
+
+
+def mean(sample: torch.Tensor, rows: torch.Tensor | None = None, device: torch.device | None = None) -> torch.Tensor:
+    """Mean over prompts in fp64, [n, L + 1, d] -> [L + 1, d], one layer at a time to spare memory.
+
+    `rows` [n] bool chooses among the prompts.
+    """
+    rows = rows if rows is None else rows.to(device or sample.device)
+    layers = (layer_of(sample, layer, device) for layer in range(sample.shape[1]))
+    return torch.stack([(layer if rows is None else layer[rows]).mean(0) for layer in layers])
+
+
+def mean_difference(bad: torch.Tensor, good: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """normalise(mean bad - mean good) per layer, [L + 1, d] fp64; zero where the means agree to rounding.
 
     Source: the difference of class means, as in Arditi et al. 2024, "Refusal in Language Models Is Mediated by a
     Single Direction".
     """
-    bad_mean, good_mean = mean(bad), mean(good)
+    return unit_difference(mean(bad, device=device), mean(good, device=device))
+
+
+def unit_difference(bad_mean: torch.Tensor, good_mean: torch.Tensor) -> torch.Tensor:
+    """`mean_difference` from the means themselves, [L + 1, d]."""
     difference = bad_mean - good_mean
     scale = torch.linalg.vector_norm(good_mean, dim=-1, keepdim=True)
     length = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
@@ -74,20 +94,23 @@ def normalise(vectors: torch.Tensor) -> torch.Tensor:
     return torch.where(length > 1e-12, vectors / length.clamp_min(1e-30), torch.zeros_like(vectors))
 
 
-def stable_order(sample: torch.Tensor) -> torch.Tensor:
+def stable_order(sample: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """An order of the prompts that does not depend on the order they came in, [n] long: by length at the last layer.
 
     Folds, halves and clusters are drawn from it, so that shuffled prompts give the same directions.
     """
-    return torch.linalg.vector_norm(sample[:, -1].double(), dim=-1).argsort(stable=True)
+    return torch.linalg.vector_norm(layer_of(sample, sample.shape[1] - 1, device), dim=-1).argsort(stable=True)
 
 
 def separation(bad: torch.Tensor, good: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """Distance of the class means along v in pooled standard deviations (d'), per layer: [L + 1] fp32."""
-    along_bad = torch.einsum("nld,ld->nl", bad, vectors.to(bad)).double()
-    along_good = torch.einsum("nld,ld->nl", good, vectors.to(good)).double()
-    spread = ((along_bad.var(0) + along_good.var(0)) / 2).sqrt()
-    gap = along_bad.mean(0) - along_good.mean(0)
+    """Distance of the class means along v in pooled standard deviations (d'), per layer: [L + 1] fp32, where v is."""
+
+    def along(sample: torch.Tensor) -> torch.Tensor:  # [L + 1, n]
+        return torch.stack([layer_of(sample, i, v.device) @ v.double() for i, v in enumerate(vectors)])
+
+    along_bad, along_good = along(bad), along(good)
+    spread = ((along_bad.var(1) + along_good.var(1)) / 2).sqrt()
+    gap = along_bad.mean(1) - along_good.mean(1)
     return torch.where(spread > 0, gap / spread.clamp_min(1e-30), torch.zeros_like(gap)).float()
 
 

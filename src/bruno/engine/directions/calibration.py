@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bruno.engine.directions.algebra import layer_of
 from bruno.engine.directions.record import NotApplicable
 
 LOW, HIGH = 0.5, 2.0
@@ -24,7 +25,7 @@ def activation_calibration(
         NotApplicable: there is no direction at that layer, or nothing activates it.
     """
     block = round(layer_frac * (bad.shape[1] - 2))
-    activation = (bad[:, block + 1].double() @ direction[block + 1].double()).abs()
+    activation = (layer_of(bad, block + 1, direction.device) @ direction[block + 1].double()).abs()
     mean = activation.mean()
     if not mean > 0:
         raise NotApplicable(f"there is no direction after block {block}")

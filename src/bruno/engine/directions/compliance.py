@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bruno.engine.directions.algebra import mean_difference, normalise, orthonormal, project_out
+from bruno.engine.directions.algebra import mean, normalise, orthonormal, project_out, unit_difference
 from bruno.engine.directions.record import NotApplicable
 
 MIN_SAMPLES = 10
@@ -40,7 +40,7 @@ def compliance_direction(
     Args:
         bad: captures, [n, L + 1, d].
         refused: [n] bool.
-        removed: directions that the edit removes, [L + 1, k, d] orthonormal.
+        removed: directions that the edit removes, [L + 1, k, d] orthonormal; it is computed where they are.
         max_overlap: a layer whose overlap is larger is left out: what would be added is mostly the removal again.
         protected: [L + 1, m, d], directions no edit may touch.
 
@@ -49,11 +49,11 @@ def compliance_direction(
 
     Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition".
     """
-    refused = refused.to(bad.device)
     counts = int(refused.sum()), int((~refused).sum())
     if min(counts) < MIN_SAMPLES:
         raise NotApplicable(f"{counts[0]} refused and {counts[1]} answered bad prompts; it needs {MIN_SAMPLES} of each")
-    raw = mean_difference(bad[~refused], bad[refused])  # [L + 1, d]
+    where = removed.device
+    raw = unit_difference(mean(bad, ~refused, where), mean(bad, refused, where))  # [L + 1, d]
     if not raw[1:].any():
         raise NotApplicable("the answered and the refused bad prompts do not differ at any block")
     removed = removed.double()

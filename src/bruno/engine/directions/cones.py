@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bruno.engine.directions.algebra import normalise, orthonormal, project_out, stable_order
+from bruno.engine.directions.algebra import layer_of, normalise, orthonormal, project_out, stable_order
 from bruno.engine.directions.record import NotApplicable
 
 # Random directions that a cone direction is compared with.
@@ -73,7 +73,7 @@ def concept_cones(
 
     Args:
         bad, good: captures, [n, L + 1, d].
-        removed: [L + 1, k, d] orthonormal; what the cones add to.
+        removed: [L + 1, k, d] orthonormal; what the cones add to. Everything is computed where they are.
         layer: index (0 to L) where the prompts are clustered.
         most: largest number of clusters tried.
 
@@ -82,11 +82,11 @@ def concept_cones(
     """
     if len(bad) < 2 * min_size or len(good) < 4:
         raise NotApplicable(f"{len(bad)} bad prompts; two clusters of {min_size} need {2 * min_size}")
-    bad_order, good_order = stable_order(bad), stable_order(good)
-    centre = good[:, layer].double().mean(0)
-    clusters = cluster(
-        normalise(bad[:, layer].double() - centre), bad_order[::2], most=most, min_size=min_size, floor=min_silhouette
-    )
+    device = removed.device
+    bad_order, good_order = stable_order(bad, device), stable_order(good, device)
+    centre = layer_of(good, layer, device).mean(0)
+    units = normalise(layer_of(bad, layer, device) - centre)
+    clusters = cluster(units, bad_order[::2], most=most, min_size=min_size, floor=min_silhouette)
     fitted = _cluster_directions(bad, good, clusters, removed, bad_order[::2], good_order[::2])
     basis = orthonormal(fitted, floor=_NEW)
     drops, random_drop = held_out_drops(fitted, basis, bad, good, bad_order[1::2], good_order[1::2])
@@ -143,10 +143,11 @@ def _cluster_directions(
     good_rows: torch.Tensor,
 ) -> torch.Tensor:
     """normalise(mean of a cluster - good mean), without the removed directions: [L + 1, clusters, d] fp64, unit."""
-    labels = clusters.labels.to(bad.device)[bad_rows]
+    labels = clusters.labels.to(removed.device)[bad_rows]
     layers = []
     for layer in range(bad.shape[1]):
-        difference = bad[bad_rows, layer].double() - good[good_rows, layer].double().mean(0)
+        centre = layer_of(good, layer, removed.device)[good_rows].mean(0)
+        difference = layer_of(bad, layer, removed.device)[bad_rows] - centre
         members = torch.stack([(labels == c).double() for c in range(clusters.count)])  # [clusters, n]
         layers.append(members @ difference / members.sum(-1, keepdim=True).clamp_min(1))
     return normalise(project_out(normalise(torch.stack(layers)), removed))
@@ -169,9 +170,9 @@ def held_out_drops(
     noise = normalise(torch.randn(_RANDOM, directions.shape[-1], generator=generator, dtype=torch.float64))
     drops = []
     for layer in range(1, bad.shape[1]):
-        centre = good[good_rows, layer].double().mean(0)
-        held = bad[bad_rows, layer].double() - centre, good[good_rows, layer].double() - centre
         own = directions[layer]  # [c, d]
+        ours, others = layer_of(bad, layer, own.device)[bad_rows], layer_of(good, layer, own.device)[good_rows]
+        held = ours - others.mean(0), others - others.mean(0)
         base = _score_gap(held, own)
         taken = torch.cat([tried[layer], noise.to(own)])  # [t + random, d]
         # x - v (v . x) seen along the directions u is x seen along u - v (v . u)

@@ -13,19 +13,14 @@ from typing import Literal
 
 import torch
 
-from bruno.engine.directions.algebra import normalise, orthonormal
+from bruno.engine.directions.algebra import layer_of
 from bruno.engine.directions.record import NotApplicable
+from bruno.engine.directions.spectrum import top_eigenvectors
 
-# Layers are decomposed together as far as their fp64 samples fit here; QR and its result take about three times that.
-_CHUNK_BYTES = 256 * 2**20
+# Layers are worked on together as far as their fp64 samples and matrices fit here.
+_CHUNK_BYTES = 2**30
 # An eigenvalue below this share of the good prompts' squared length is rounding.
 _NOTHING = 1e-12
-# From this many dimensions that the samples span on, iterating is faster than decomposing.
-_LARGE = 512
-# Vectors in a Krylov block beside those that are asked for: they speed up the last ones.
-_EXTRA = 8
-# Largest residual |C v - lambda v| of an eigenvector that iterating found, relative to |C|.
-_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,20 +30,25 @@ class Spectrum:
     Attributes:
         vectors: [L + 1, k, d] fp64, orthonormal over k; zero where the eigenvalue is not positive. Signs are arbitrary.
         eigenvalues: [L + 1, k] fp64, descending, at least 0: how much more the bad prompts spread along each.
+        unsettled: layers whose iteration did not converge, so that they were decomposed whole; as exact, and slow.
     """
 
     vectors: torch.Tensor
     eigenvalues: torch.Tensor
+    unsettled: int = 0
 
 
-def contrastive_pca(bad: torch.Tensor, good: torch.Tensor, count: int, alpha: float = 1.0) -> Spectrum:
+def contrastive_pca(
+    bad: torch.Tensor, good: torch.Tensor, count: int, alpha: float = 1.0, *, device: torch.device | None = None
+) -> Spectrum:
     """The `count` top eigenvectors of C at every layer; fewer where the samples span less.
 
-    Runs on the captures' device, some layers at a time; beside the captures it needs about 1 GB.
+    Some layers at a time: beside the captures it needs less than 1.5 GB of the device's memory.
 
     Args:
         bad, good: captures, [n, L + 1, d].
         alpha: weight of the good prompts' spread; 0 is plain PCA of the bad prompts about the good mean.
+        device: where to compute, and where the result is; the captures' own without one.
 
     Raises:
         NotApplicable: at no block do the bad prompts spread more than alpha times the good ones.
@@ -56,87 +56,36 @@ def contrastive_pca(bad: torch.Tensor, good: torch.Tensor, count: int, alpha: fl
     Source: Abid et al. 2018, "Exploring patterns enriched in a dataset with contrastive principal component analysis";
     the common mean is ours, see above.
     """
+    device = device or bad.device
     share = torch.cat(
         [
             torch.full((len(bad),), 1.0 / len(bad), dtype=torch.float64),
             torch.full((len(good),), -alpha / len(good), dtype=torch.float64),
         ]
-    ).to(bad.device)
+    ).to(device)
     size, hidden = len(share), bad.shape[-1]
-    count = min(count, size, hidden)
-    step = max(1, _CHUNK_BYTES // (8 * size * hidden))
-    vectors, eigenvalues = [], []
+    count, rank = min(count, size, hidden), min(size, hidden)
+    step = max(1, _CHUNK_BYTES // (8 * (size * hidden + 2 * rank * rank)))
+    vectors, eigenvalues, unsettled = [], [], 0
     for start in range(0, bad.shape[1], step):
-        layers = slice(start, start + step)
-        centre = good[:, layers].double().mean(0)  # [c, d]
-        samples = torch.cat([bad[:, layers], good[:, layers]]).double().sub_(centre).transpose(0, 1)  # [c, n, d]
-        values, found = top_eigenvectors(samples, share, count)
-        nothing = _NOTHING * good[:, layers].double().square().sum(-1).mean(0)  # [c]
-        there = values > nothing[:, None]
-        eigenvalues.append(torch.where(there, values, torch.zeros_like(values)))
-        vectors.append(torch.where(there[..., None], found, torch.zeros_like(found)))
-    spectrum = Spectrum(torch.cat(vectors), torch.cat(eigenvalues))
+        layers = range(start, min(start + step, bad.shape[1]))
+        samples = torch.empty(len(layers), size, hidden, dtype=torch.float64, device=device)
+        nothing = torch.empty(len(layers), dtype=torch.float64, device=device)
+        for place, layer in zip(samples, layers, strict=True):
+            of_good = layer_of(good, layer, device)
+            centre = of_good.mean(0)
+            torch.sub(of_good, centre, out=place[len(bad) :])
+            torch.sub(layer_of(bad, layer, device), centre, out=place[: len(bad)])
+            nothing[layer - start] = _NOTHING * of_good.square().sum(-1).mean()
+        top = top_eigenvectors(samples, share, count)
+        there = top.values > nothing[:, None]
+        eigenvalues.append(torch.where(there, top.values, torch.zeros_like(top.values)))
+        vectors.append(torch.where(there[..., None], top.vectors, torch.zeros_like(top.vectors)))
+        unsettled += int((~top.settled).sum())
+    spectrum = Spectrum(torch.cat(vectors), torch.cat(eigenvalues), unsettled)
     if not (spectrum.eigenvalues[1:] > 0).any():
         raise NotApplicable(f"at no block do the bad prompts spread more than {alpha:g} times the good ones")
     return spectrum
-
-
-def top_eigenvectors(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues [c, k] (descending) and orthonormal eigenvectors [c, k, d] of X^T diag(share) X for X [c, n, d].
-
-    Many samples of a wide model: `krylov` first, which only multiplies. Where that does not converge, and for small
-    problems, `decompose`, which is exact.
-    """
-    found = krylov(samples, share, count) if min(samples.shape[1:]) >= _LARGE else None
-    return decompose(samples, share, count) if found is None else found
-
-
-def decompose(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`top_eigenvectors` by decomposition in an orthonormal basis of the samples.
-
-    With the thin QR X^T = Q R the matrix is Q (R diag(share) R^T) Q^T: what is decomposed has min(n, d) rows, never d.
-    Q itself is not needed: an eigenvector of the small matrix w is X^T diag(share) R^T w / lambda in the large space.
-    """
-    triangle = torch.linalg.qr(samples.mT, mode="r").R  # [c, r, n]
-    values, small = torch.linalg.eigh((triangle * share) @ triangle.mT)  # ascending
-    values, small = values[:, -count:].flip(-1), small[..., -count:].flip(-1)  # [c, k], [c, r, k]
-    loadings = share[:, None] * (triangle.mT @ small)  # [c, n, k]
-    return values, orthonormal(normalise((samples.mT @ loadings).mT))
-
-
-def krylov(samples: torch.Tensor, share: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """`top_eigenvectors` by block Lanczos iteration with full reorthogonalisation; None when a quarter of the samples'
-    dimensions does not hold them to a residual of `_TOLERANCE`.
-
-    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.3.6.
-    """
-    batch, size, hidden = samples.shape
-    width = count + _EXTRA
-
-    def image_of(vectors: torch.Tensor) -> torch.Tensor:  # [c, d, w] -> C @ vectors
-        return samples.mT @ (share[:, None] * (samples @ vectors))
-
-    start = torch.randn(hidden, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    block = torch.linalg.qr(image_of(start.to(samples.device).expand(batch, -1, -1))).Q
-    basis = images = samples.new_zeros(batch, hidden, 0)
-    steps = min(size, hidden) // 4 // width
-    checks = {steps, *(4 * 2**i for i in range(8))}
-    for step in range(1, steps + 1):
-        image = image_of(block)
-        basis, images = torch.cat([basis, block], dim=-1), torch.cat([images, image], dim=-1)
-        if step in checks:
-            values, inside = torch.linalg.eigh((basis.mT @ images).cpu())  # small: the processor's LAPACK is faster
-            largest = values.abs().amax(-1, keepdim=True).to(samples.device)
-            values = values[:, -count:].flip(-1).to(samples.device)
-            inside = inside[..., -count:].flip(-1).to(samples.device)
-            found = basis @ inside  # [c, d, k]
-            residual = torch.linalg.vector_norm(images @ inside - found * values[:, None], dim=1)
-            if (residual <= _TOLERANCE * largest).all():
-                return values, orthonormal(found.mT)
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            block = torch.linalg.qr(image - basis @ (basis.mT @ image)).Q
-            image = block
-    return None
 
 
 def direction_weights(eigenvalues: torch.Tensor, rule: Literal["eigenvalues", "softmax"]) -> torch.Tensor:

@@ -5,7 +5,8 @@
     protected   helpfulness, good mean, sacred directions taken out of all of them
     beside      weights, one calibration factor, the compliance direction
 
-Pure on captures, [n, L + 1, d] fp32 each; all maths in fp64. Nothing here knows of models or prompts.
+Pure on captures, [n, L + 1, d] fp32 each; all maths in fp64. Nothing here knows of models or prompts. Captures stay where
+they are: some layers at a time go to the device that computes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bruno.engine.directions.algebra import aligned, mean, mean_difference, orthonormal, separation
+from bruno.engine.directions.algebra import (
+    aligned,
+    mean,
+    orthonormal,
+    separation,
+    unit_difference,
+    working_device,
+)
 from bruno.engine.directions.calibration import activation_calibration
 from bruno.engine.directions.compliance import compliance_direction
 from bruno.engine.directions.cones import Cones, concept_cones
@@ -74,22 +82,29 @@ class Samples:
 
 
 @torch.inference_mode()
-def find_directions(samples: Samples, settings: EngineSettings, emit: Emit | None = None) -> DirectionSet:
+def find_directions(
+    samples: Samples, settings: EngineSettings, emit: Emit | None = None, *, device: torch.device | None = None
+) -> DirectionSet:
     """Directions as `settings.directions`, `.protection` and `.edit.compliance_addition` say.
 
     An optional method that cannot apply is left out: `skipped` and a `Fallback` event name it, why, and what stands in
     for it. Winsorising, which concerns single vectors, has happened in `capture`; it is named in `used` here.
 
+    Args:
+        device: where to compute, the model's as a rule; beside the captures, of which it holds some layers at a time, it
+            needs less than 2 GB there. Without one it is the captures' own. The result is where the captures are.
+
     Raises:
         InputError: fewer than two prompts in a class, captures that do not differ at any layer or are not finite, or
             an overlap with the sacred directions that is not allowed.
     """
-    _check(samples)
+    device = working_device(device) or samples.bad.device
+    means = _checked_means(samples, device)
     record = Record(emit)
     if settings.directions.winsorize_quantile < 1:
         record.use("winsorised captures")
-    difference = mean_difference(samples.bad, samples.good)
-    spectrum = _contrastive(samples, settings, record)
+    difference = unit_difference(means["bad"], means["good"])
+    spectrum = _contrastive(samples, settings, record, device)
     primary = _primary(samples, difference, spectrum, settings, record)
     vectors, weights = primary[:, None], torch.ones(1, dtype=torch.float64)
     if spectrum is not None:
@@ -99,51 +114,58 @@ def find_directions(samples: Samples, settings: EngineSettings, emit: Emit | Non
     if cones is not None:  # at full strength
         vectors = torch.cat([vectors, aligned(cones.vectors, difference)], dim=1)
         weights = torch.cat([weights, torch.ones(cones.vectors.shape[1], dtype=torch.float64)])
-    shielded = _protect(samples, vectors, settings, record, emit)
+    shielded = _protect(samples, means, vectors, settings, record, emit)
     _name_absent(shielded.vectors[:, 0], difference, record)
-    vectors = shielded.vectors.float()
+    vectors, home = shielded.vectors.float(), samples.bad.device
     there = vectors[1:].any(-1).any(0).cpu()
     if not there.all():
         gone = ", ".join(str(j + 1) for j, is_there in enumerate(there.tolist()) if not is_there)
         record.skip("further directions", f"nothing of number {gone} is left at any block", "the others")
     return DirectionSet(
-        vectors=vectors[:, there.to(vectors.device)],
+        vectors=vectors[:, there.to(device)].to(home),
         weights=weights[there].float(),
-        separation=separation(samples.bad, samples.good, vectors[:, 0]),
-        strength=torch.linalg.vector_norm(mean(samples.bad) - mean(samples.good), dim=-1).float(),
+        separation=separation(samples.bad, samples.good, vectors[:, 0]).to(home),
+        strength=torch.linalg.vector_norm(means["bad"] - means["good"], dim=-1).float().to(home),
         calibration=_calibrate(samples, shielded.vectors[:, 0], settings, record),
         compliance=_compliance(samples, shielded, settings, record),
-        protected=shielded.span.float() if shielded.span.shape[1] else None,
+        protected=shielded.span.float().to(home) if shielded.span.shape[1] else None,
         used=tuple(record.used),
         skipped=record.skipped,
     )
 
 
-def _check(samples: Samples) -> None:
+def _checked_means(samples: Samples, device: torch.device) -> dict[str, torch.Tensor]:
+    """The mean of each of the captures by name, [L + 1, d] fp64."""
+    means = {}
     for name, sample in vars(samples).items():
         if sample is None or name == "refused":
             continue
         if len(sample) < 2:
             raise InputError(f"A direction needs at least two {name} prompts, there are {len(sample)}")
-        if not all(torch.isfinite(sample[:, layer]).all() for layer in range(sample.shape[1])):
+        means[name] = mean(sample, device=device)
+        if not torch.isfinite(means[name]).all():  # of fp32 in fp64: it is as finite as what it is of
             raise InputError(f"The captures of the {name} prompts are not finite", fix="Try --loading.dtype float32")
     if samples.refused is not None and len(samples.refused) != len(samples.bad):
         raise InputError(f"{len(samples.refused)} answers for {len(samples.bad)} bad prompts: they must be the same")
+    return means
 
 
-def _contrastive(samples: Samples, settings: EngineSettings, record: Record) -> Spectrum | None:
+def _contrastive(samples: Samples, settings: EngineSettings, record: Record, device: torch.device) -> Spectrum | None:
     chosen = settings.directions
     if not chosen.contrastive_pca:
         return None
     spectrum = record.attempt(
         "contrastive PCA",
-        lambda: contrastive_pca(samples.bad, samples.good, chosen.n_directions, chosen.pca_alpha),
+        lambda: contrastive_pca(samples.bad, samples.good, chosen.n_directions, chosen.pca_alpha, device=device),
         "the mean difference",
     )
     if spectrum is not None:
         count = spectrum.vectors.shape[1]
         plural = "s" if count > 1 else ""
         record.use(f"contrastive PCA ({count} direction{plural}, alpha {chosen.pca_alpha:g})")
+        if spectrum.unsettled:
+            reason = f"it does not converge at {spectrum.unsettled} of {len(spectrum.vectors)} layers"
+            record.skip("fast contrastive PCA", reason, "a full decomposition there, slower and as exact")
     return spectrum
 
 
@@ -170,7 +192,8 @@ def _primary(
         raise InputError(
             "The ensemble's two weights are both 0", fix="Give one of --directions.ensemble_weight_* a value"
         )
-    probe = record.attempt("supervised probe", lambda: _probe(samples, chosen.min_probe_accuracy), f"the {name}")
+    least = chosen.min_probe_accuracy
+    probe = record.attempt("supervised probe", lambda: _probe(samples, least, primary.device), f"the {name}")
     if probe is None:
         return primary
     accepted = probe.accuracy.to(primary.device) >= chosen.min_probe_accuracy
@@ -190,10 +213,10 @@ def _primary(
     )
 
 
-def _probe(samples: Samples, least: float) -> Probe:
+def _probe(samples: Samples, least: float, device: torch.device) -> Probe:
     if samples.refused is None:
         raise NotApplicable("it is not known which bad prompts the model refuses")
-    probe = supervised_probe(samples.bad, samples.good, samples.refused)
+    probe = supervised_probe(samples.bad, samples.good, samples.refused, device=device)
     best = float(probe.accuracy[1:].max())
     if best < least:
         raise NotApplicable(f"balanced accuracy {best:.2f} at the best block, below {least:g}")
@@ -230,19 +253,24 @@ def _cones(
 
 
 def _protect(
-    samples: Samples, vectors: torch.Tensor, settings: EngineSettings, record: Record, emit: Emit | None
+    samples: Samples,
+    means: dict[str, torch.Tensor],
+    vectors: torch.Tensor,
+    settings: EngineSettings,
+    record: Record,
+    emit: Emit | None,
 ) -> Shielded:
     chosen = settings.protection
     helpful = sacred = None
     if chosen.orthogonalize_directions:
-        helpful = record.attempt("helpfulness protection", lambda: _helpful(samples), "directions that keep it")
+        helpful = record.attempt("helpfulness protection", lambda: _helpful(means), "directions that keep it")
     if chosen.sacred_directions:
         sacred = record.attempt(
             "sacred directions",
-            lambda: _sacred(samples, chosen.n_sacred_directions),
+            lambda: _sacred(samples, chosen.n_sacred_directions, vectors.device),
             "directions that are not protected by them",
         )
-    good_mean = mean(samples.good) if settings.directions.project_good_mean else None
+    good_mean = means["good"] if settings.directions.project_good_mean else None
     shielded = protect(vectors, helpful=helpful, good_mean=good_mean, sacred=sacred)
     if helpful is not None:
         record.use("helpfulness taken out")
@@ -257,19 +285,19 @@ def _protect(
     return shielded
 
 
-def _helpful(samples: Samples) -> torch.Tensor:
-    if samples.helpful is None or samples.plain is None:
+def _helpful(means: dict[str, torch.Tensor]) -> torch.Tensor:
+    if "helpful" not in means or "plain" not in means:
         raise NotApplicable("there are no captures of helpful prompts and plain text")
-    direction = mean_difference(samples.helpful, samples.plain)
+    direction = unit_difference(means["helpful"], means["plain"])
     if not direction[1:].any():
         raise NotApplicable("the helpful prompts and the plain text do not differ at any block")
     return direction
 
 
-def _sacred(samples: Samples, count: int) -> torch.Tensor:
+def _sacred(samples: Samples, count: int, device: torch.device) -> torch.Tensor:
     if samples.capability is None or samples.plain is None:
         raise NotApplicable("there are no captures of capability prompts and plain text")
-    return sacred_directions(samples.capability, samples.plain, count)
+    return sacred_directions(samples.capability, samples.plain, count, device)
 
 
 def _name_absent(primary: torch.Tensor, difference: torch.Tensor, record: Record) -> None:
@@ -327,7 +355,7 @@ def _compliance(samples: Samples, shielded: Shielded, settings: EngineSettings, 
         if over[1:].any():
             reason = f"|cosine| with the removed directions above {limit:g} after {blocks_where(over)}"
             record.skip("compliance addition", reason, "no addition there")
-        return found.vectors.float()
+        return found.vectors.float().to(samples.bad.device)
 
     vectors = record.attempt("compliance addition", make, "removal alone")
     if vectors is not None:

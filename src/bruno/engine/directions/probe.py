@@ -1,18 +1,17 @@
 """A supervised probe per layer: the normal of a logistic regression between what the model refuses and what it answers.
 
-Pure on tensors; scikit-learn fits on the CPU, in the span of the samples, so that a wide model costs no more than its
-prompts.
+Pure on tensors; the fit is in the span of the samples, so that a wide model costs no more than its prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bruno.engine.directions.algebra import normalise, stable_order
+from bruno.engine.directions.algebra import layer_of, normalise, stable_order
+from bruno.engine.directions.logistic import Regression
 from bruno.engine.directions.record import NotApplicable
 
 MIN_SAMPLES = 10
@@ -33,15 +32,18 @@ class Probe:
     accuracy: torch.Tensor
 
 
-def supervised_probe(bad: torch.Tensor, good: torch.Tensor, refused: torch.Tensor) -> Probe:
+def supervised_probe(
+    bad: torch.Tensor, good: torch.Tensor, refused: torch.Tensor, *, device: torch.device | None = None
+) -> Probe:
     """Train a probe at every layer.
 
     Class 1 is the bad prompts that the model refuses, class 0 the good prompts and the bad ones that it answers. Inputs
-    are standardised, classes balanced, the regression has scikit-learn's L2 penalty (C = 1).
+    are standardised, classes balanced, the regression has an L2 penalty (scikit-learn's, C = 1).
 
     Args:
         bad, good: captures, [n, L + 1, d].
         refused: [n_bad] bool.
+        device: where to compute, and where the result is; the captures' own without one.
 
     Raises:
         NotApplicable: fewer than `MIN_SAMPLES` prompts in a class.
@@ -49,52 +51,53 @@ def supervised_probe(bad: torch.Tensor, good: torch.Tensor, refused: torch.Tenso
     counts = int(refused.sum()), len(good) + int((~refused).sum())
     if min(counts) < MIN_SAMPLES:
         raise NotApplicable(f"{counts[0]} refused and {counts[1]} answered prompts; it needs {MIN_SAMPLES} of each")
-    bad_order, good_order = stable_order(bad), stable_order(good)
-    labels = np.concatenate([refused.to(bad.device)[bad_order].cpu().numpy(), np.zeros(len(good), bool)]).astype(int)
+    device = device or bad.device
+    bad_order, good_order = stable_order(bad, device), stable_order(good, device)
+    answered = torch.zeros(len(good), dtype=torch.float64, device=device)
+    labels = torch.cat([refused.to(device)[bad_order].double(), answered])
+    weights = _weights(labels)
     fits = [
-        _fit(torch.cat([bad[bad_order, layer], good[good_order, layer]]).double(), labels)
-        for layer in range(bad.shape[1])
+        _fit(torch.cat([layer_of(bad, i, device)[bad_order], layer_of(good, i, device)[good_order]]), labels, weights)
+        for i in range(bad.shape[1])
     ]
-    return Probe(torch.stack([normal for normal, _ in fits]), torch.tensor([accuracy for _, accuracy in fits]).double())
+    return Probe(*(torch.stack(part) for part in zip(*fits, strict=True)))
 
 
-def _fit(samples: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, float]:
-    """Normal [d] and balanced accuracy of one layer, from samples [n, d] fp64.
+def _weights(labels: torch.Tensor) -> torch.Tensor:
+    """Balanced weights of the samples, [1 + FOLDS, n]: all of them, then those that each fold trains on (0: held out)."""
+    from sklearn.model_selection import StratifiedKFold
+
+    known = labels.cpu().numpy()
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    taking_part = torch.ones(1 + FOLDS, len(known), dtype=torch.float64)
+    for row, (_, held) in enumerate(folds.split(np.zeros_like(known), known), 1):
+        taking_part[row, held] = 0
+    taking_part = taking_part.to(labels.device)
+    count, balanced = taking_part.sum(-1, keepdim=True), torch.zeros_like(taking_part)
+    for value in (0, 1):
+        part = taking_part * (labels == value)
+        balanced += count / (2 * part.sum(-1, keepdim=True)) * part
+    return balanced
+
+
+def _fit(samples: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normal [d] and balanced accuracy [] of one layer, from samples [n, d] fp64.
 
     A score w . (x - mean) / scale has the normal w / scale in the space of x.
     """
     scale = samples.std(0, correction=0)
     varies = scale > 1e-9 * samples.abs().mean().clamp_min(1e-30)
     if not varies.any():
-        return torch.zeros_like(scale), 0.0
+        return torch.zeros_like(scale), torch.zeros_like(scale[0])
     inverse = torch.where(varies, 1.0 / scale.clamp_min(1e-30), torch.zeros_like(scale))
     inputs = (samples - samples.mean(0)) * inverse
-    features, back = _compact(inputs)
-    rows = features.cpu().numpy()
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    rough, fine = (LogisticRegression(class_weight="balanced", max_iter=2000, tol=tol) for tol in (1e-4, 1e-6))
-    accuracy = cross_val_score(rough, rows, labels, scoring="balanced_accuracy", cv=folds).mean()
-    weights = back(torch.from_numpy(fine.fit(rows, labels).coef_[0]).to(inputs))
-    return normalise(inverse * weights), float(accuracy)
-
-
-def _compact(inputs: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """Features with the inner products of the inputs Z [n, d] but at most n columns, and the way back to weights [d].
-
-    The weights of an L2 regression lie in the span of its inputs: w = Z^T a. With Z Z^T = F F^T (Cholesky) the scores are
-    F u with u = F^T a, and |u| = |w|: the fit on F has the same scores and the same penalty. Exact but for 1e-10 of the
-    diagonal, which keeps the factorisation of centred inputs (whose rank is below n) defined.
-    """
-    size, hidden = inputs.shape
-    if hidden <= size:
-        return inputs, lambda weights: weights
-    gram = inputs @ inputs.T
-    gram.diagonal().add_(1e-10 * gram.diagonal().mean())
-    factor = torch.linalg.cholesky(gram)
-    return factor, lambda inside: inputs.T @ torch.linalg.solve_triangular(factor.T, inside[:, None], upper=True)[:, 0]
+    regression = Regression(inputs, labels)
+    normal, scores = regression.fit(weights[:1])
+    _, held_out = regression.fit(weights[1:], start=scores[0])
+    right = (weights[1:] == 0) & ((held_out > 0) == (labels == 1))  # [FOLDS, n]
+    held = weights[1:] == 0
+    recalls = [(right & (labels == value)).sum(-1) / (held & (labels == value)).sum(-1).double() for value in (0, 1)]
+    return normalise(inverse * normal[0]), ((recalls[0] + recalls[1]) / 2).mean()
 
 
 def ensemble(

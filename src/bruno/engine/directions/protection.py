@@ -39,13 +39,16 @@ class Shielded:
     left: torch.Tensor
 
 
-def sacred_directions(capability: torch.Tensor, plain: torch.Tensor, count: int) -> torch.Tensor:
+def sacred_directions(
+    capability: torch.Tensor, plain: torch.Tensor, count: int, device: torch.device | None = None
+) -> torch.Tensor:
     """What sets capability prompts apart from plain text: top of contrastive PCA, [L + 1, <= count, d] fp64.
 
     Args:
         capability, plain: captures, [n, L + 1, d].
+        device: as for `contrastive_pca`.
     """
-    return contrastive_pca(capability, plain, count).vectors
+    return contrastive_pca(capability, plain, count, device=device).vectors
 
 
 def protect(

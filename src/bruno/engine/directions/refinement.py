@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from bruno.engine.directions.algebra import mean, mean_difference, normalise, orthonormal, project_out
+from bruno.engine.directions.algebra import mean, normalise, orthonormal, project_out, unit_difference, working_device
 from bruno.engine.directions.find import DirectionSet, Samples
 from bruno.engine.directions.record import Record
 from bruno.engine.events import Emit
@@ -31,6 +31,7 @@ def refine(
     capture_with_edit: CaptureWithEdit,
     kl_of: KlOf,
     emit: Emit | None = None,
+    device: torch.device | None = None,
 ) -> DirectionSet:
     """Up to `refinement_rounds` rounds; each adds one direction at full strength, or is the last.
 
@@ -44,24 +45,31 @@ def refine(
         directions: from `find_directions`; nothing is changed in place.
         samples: the captures they came from.
         capture_with_edit, kl_of: run the model with every direction of a set removed at full strength.
+        device: where means are taken; the captures' own without one.
     """
     record = Record(emit)
-    first = mean(samples.bad) - mean(samples.good)
+    device = working_device(device)
+
+    def of(sample: torch.Tensor) -> torch.Tensor:
+        return mean(sample, device=device).to(directions.vectors.device)
+
+    good_mean = of(samples.good)
+    first = of(samples.bad) - good_mean
     protected = _or_nothing(directions.protected, first)
     whole = torch.linalg.vector_norm(project_out(first, protected), dim=-1)  # [L + 1]
-    counts = (whole > 1e-6 * torch.linalg.vector_norm(mean(samples.good), dim=-1)) & directions.vectors[:, 0].any(-1)
+    counts = (whole > 1e-6 * torch.linalg.vector_norm(good_mean, dim=-1)) & directions.vectors[:, 0].any(-1)
     counts[0] = False
     added: list[str] = []
     for number in range(1, settings.refinement_rounds + 1):
-        bad, good = (capture.to(first.device) for capture in capture_with_edit(directions))
+        bad_mean, good_mean = (of(capture) for capture in capture_with_edit(directions))
         known = torch.cat([directions.vectors.double(), protected], dim=1)
-        left = project_out(mean(bad) - mean(good), known)
+        left = project_out(bad_mean - good_mean, known)
         share = float((torch.linalg.vector_norm(left, dim=-1)[counts] / whole[counts]).mean()) if counts.any() else 0.0
         if share < settings.min_direction_magnitude:
             reason = f"in round {number} only {share:.2f} of the classes' distance is left"
             record.skip("refinement", f"{reason}, below {settings.min_direction_magnitude:g}", _so_far(added))
             break
-        there = mean_difference(bad, good).any(-1, keepdim=True)
+        there = unit_difference(bad_mean, good_mean).any(-1, keepdim=True)
         new = torch.where(there, normalise(project_out(normalise(left), known)), torch.zeros_like(left))
         candidate = _with(directions, new)
         cost = kl_of(candidate)
