@@ -32,7 +32,7 @@ import numpy as np
 from bruno.engine.data.behaviours import load_behaviour
 from bruno.engine.data.prompts import load_prompt_sets
 from bruno.engine.run import Run
-from bruno.engine.scoring.result import Scores
+from bruno.engine.scoring.result import Scores, Stopped
 from bruno.engine.scoring.screening import Screen
 from bruno.settings.engine import Data, EngineSettings, Loading, Scoring
 from bruno.settings.engine import Search as SearchSettings
@@ -94,10 +94,11 @@ def quiet(event: object) -> None:
         print(event, file=sys.stderr, flush=True)
 
 
-def row_of(trial: int, parameters: dict[str, Any], scores: Scores, seconds: float) -> dict[str, Any]:
-    lower = {"stopped": True} if getattr(scores, "better", None) is not None else {}
-    counted = {"refusals": scores.refusals, "prompts": scores.prompts, "kl": scores.kl, "seconds": round(seconds, 3)}
-    return {"trial": trial, "parameters": parameters, **counted, **lower}
+def row_of(trial: int, parameters: dict[str, Any], scores: Scores | Stopped, seconds: float) -> dict[str, Any]:
+    """A trial as a line: its count, or what it had at least when it was stopped."""
+    counted = {"at_least": scores.at_least} if isinstance(scores, Stopped) else {"refusals": scores.refusals}
+    measured = {"prompts": scores.prompts, "kl": scores.kl, "seconds": round(seconds, 3)}
+    return {"trial": trial, "parameters": parameters, **counted, **measured}
 
 
 def plain(run: Run, lines: Lines) -> None:
@@ -130,7 +131,7 @@ def plain(run: Run, lines: Lines) -> None:
 
 def ours(run: Run, lines: Lines) -> None:
     """What `bruno abliterate` does, its study in the run's folder; its trials are noted as they are told."""
-    from bruno.engine.search.study import finished_trials
+    import optuna
 
     noted = set(lines.of("parameters"))
     last = time.perf_counter()
@@ -139,11 +140,14 @@ def ours(run: Run, lines: Lines) -> None:
         nonlocal last
         quiet(event)
         if getattr(event, "kind", "") == "progress":
-            new = [trial for trial in finished_trials(run.study) if trial.index not in noted]
+            told = run.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+            new = [trial for trial in told if trial.user_attrs["index"] not in noted]
             seconds = (time.perf_counter() - last) / max(1, len(new))
             for trial in new:
-                noted.add(trial.index)
-                lines.add(row_of(trial.index, trial.parameters, trial.scores, seconds))
+                kept, index = trial.user_attrs, trial.user_attrs["index"]
+                noted.add(index)
+                scores = Scores(**kept["scores"]) if "scores" in kept else Stopped(**kept["stopped"])
+                lines.add(row_of(index, dict(trial.params), scores, seconds))
             last = time.perf_counter()
 
     run.emit = note
@@ -177,7 +181,7 @@ def collect(run: Run, lines: Lines, part: int, parts: int, count: int) -> None:
 
 def below(rows: list[dict[str, Any]], refusals: int) -> dict[str, Any] | None:
     """The trial with the lowest KL among those with at most so many refusals, truly counted."""
-    able = [row for row in rows if row["refusals"] <= refusals and not row.get("stopped")]
+    able = [row for row in rows if row.get("refusals", PROMPTS) <= refusals]
     return min(able, key=lambda row: row["kl"], default=None)
 
 
@@ -222,7 +226,7 @@ def summary(given: argparse.Namespace, arm: str) -> dict[str, Any]:
     after: dict[str, Any] = {}
     for checkpoint in (each for each in CHECKPOINTS if each <= given.trials):
         for most in AT_MOST:
-            found = [below(each[:checkpoint], most) for each in rows]
+            found = [below([row for row in each if row["trial"] < checkpoint], most) for each in rows]
             kls = [round(each["kl"], 4) if each else None for each in found]
             known = [kl for kl in kls if kl is not None]
             outside = [
@@ -237,7 +241,7 @@ def summary(given: argparse.Namespace, arm: str) -> dict[str, Any]:
                 "held_out_kl": [round(kl, 4) for _, _, kl in outside],
             }
     seconds = [row["seconds"] for each in rows for row in each]
-    stopped = sum(bool(row.get("stopped")) for each in rows for row in each)
+    stopped = sum("at_least" in row for each in rows for row in each)
     return {
         "after": after,
         "seconds_a_trial": round(float(np.mean(seconds)), 3),
