@@ -32,6 +32,14 @@ BOMBS = {
     "long": "ls " + "a" * 100_000,
     "unicode": "é" * 2000,
     "assignments": "".join(f"a{number}=x;" for number in range(600)),
+    "brackets": ")" * 4090,
+    "cases": "x)" * 2045,
+    "late cases": "ls;" * 340 + "x) " * 1000,
+    "functions": "ls " + "f()" * 1360,
+    "arrays": "a=(" * 1360,
+    "open redirects": "`>*" * 1363,
+    "open substitutions": "$(& ; rm k" * 409,
+    "short pipes": "~|" * 2040,
     "many shells": "bash -c 'bash -c \"ls\"';" * 150,
 }
 """Lines that are cheap to write and dear to read: nested, long, unclosed. None of them is ever allowed."""

@@ -20,6 +20,8 @@ from bruno.guard.wrappers import Inner, unwrap
 MAX_NESTING = 7
 MAX_READINGS = 200
 MAX_BYTES_READ = 10_000
+TANGLED = 512
+"""Characters of a text that could not be read to its end, read once more without its quotes."""
 _STANDARD = re.compile(r"(?:/usr)?(?:/local)?/s?bin/|/venv/main/bin/|/opt/conda/bin/")
 # Programs that are installed under a version: python3.12, gcc-13.
 _VERSIONED = re.compile(
@@ -107,7 +109,7 @@ class CommandJudge:
                 simple.stdin, simple.piped, simple.feeders = feed.stdin, feed.piped, feed.feeders
             yield from self.simple(simple, where, depth)
         if (doubts or "`" in command) and not plainer:
-            for reading in _plainer(command):
+            for reading in _plainer(command[:TANGLED] if script.cut else command):
                 yield from self.raising(self.text(reading, where, depth + 1, plainer=True), Level.typed_yes)
 
     def _too_much(self, command: str, where: str) -> Piece:

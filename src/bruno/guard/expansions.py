@@ -7,6 +7,7 @@ reader of statements (`shell`), which this class is the lower half of.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from bruno.guard.outputs import output_of
@@ -46,6 +47,8 @@ class WordReader:
         """A constant was put in place of its variable."""
         self.branching = 0
         self.looping = 0
+        self.mentions: Counter[str] | None = None
+        """How often each name stands without a `$` before it, once that was asked for."""
         self.code_in_quotes = False
         self.arithmetic = False
 

@@ -47,6 +47,8 @@ class Places:
 
     def root_at_risk(self, word: Word) -> bool:
         """Whether the argument is such a tree or all that is in it, or may become one when an unknown part is empty."""
+        if not word.text.startswith(("/", "~", UNKNOWN)) and word.text[1:2] != ":":
+            return False
         paths = {word.text, word.text.replace(UNKNOWN, "")} if word.text != UNKNOWN else set()
         return any(
             path and self.roots.fullmatch(_whole_tree(path))

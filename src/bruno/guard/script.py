@@ -42,3 +42,5 @@ class Script:
 
     commands: list[Simple] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    cut: bool = False
+    """The text was not read to its end."""

@@ -8,17 +8,18 @@ tree-sitter-bash gives the tree; only node types on a short list are believed. W
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bruno.guard.expansions import MAX_DEPTH, WordReader
 from bruno.guard.outputs import output_of
+from bruno.guard.parse import parsed
 from bruno.guard.script import Redirect, Script, Simple
 from bruno.guard.words import STEERING, UNKNOWN, Word, names
 
 if TYPE_CHECKING:
-    from tree_sitter import Node, Parser
+    from tree_sitter import Node
 
 MAX_BYTES = 4096
 MAX_COMMANDS = 200
@@ -51,22 +52,17 @@ _RESERVED = names("time coproc select then do done fi else elif esac in if for w
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _CUT_REDIRECT = re.compile(r"[<>][|&]?[ \t]*(?:\n|$)")
+_MENTION = re.compile(r"(?<![\w$}{])[A-Za-z_]\w*")
 _LONE_ESCAPE = re.compile(r"(?:^|[\s;&|(){}<>])\\[ \t\n]")
-
-
-@lru_cache(maxsize=1)
-def _parser() -> Parser:
-    import tree_sitter
-    import tree_sitter_bash
-
-    return tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
 
 
 def read_script(text: str) -> Script:
     """Read `text` as bash would. Never raises for what it says; see `Script.doubts`."""
     script = Script(doubts=list(_doubts_of_text(text)))
     source = text.encode("utf-8", "surrogatepass")[:MAX_BYTES]
-    root = _parser().parse(source).root_node
+    source, root, script.cut = parsed(source)
+    if script.cut:
+        script.doubts.append("it is too tangled to be read to its end")
     if root.has_error:
         script.doubts.append("it is not complete shell syntax")
     reader = _Reader(source, script)
@@ -267,8 +263,9 @@ class _Reader(WordReader):
 
     def learn(self, name: str, value: Word) -> None:
         """Remember a variable that has one value from here to the end; any second mention by name may change it."""
-        mentions = len(re.findall(rf"(?<![\w$}}{{]){re.escape(name)}\b", self.source.decode("utf-8", "replace")))
-        once = mentions == 1 and not self.branching and value.known and not value.glob
+        if self.mentions is None:
+            self.mentions = Counter(_MENTION.findall(self.source.decode("utf-8", "replace")))
+        once = self.mentions[name] == 1 and not self.branching and value.known and not value.glob
         self.constants[name] = value.text if once else None
 
     def declaration(self, node: Node, depth: int) -> None:
