@@ -7,6 +7,7 @@ import pytest
 from bruno.errors import BrunoError, Denied, InputError, Unreachable
 from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin
+from bruno.operator.card import lines as card_lines
 from bruno.operator.views import Answer, Ask, Card, Instances, Offers, Progress
 
 KEYBOARD = Origin.KEYBOARD
@@ -159,3 +160,16 @@ def test_runs_need_no_key(world) -> None:
     with pytest.raises(InputError, match="VAST_API_KEY"):
         keyless.ask("instances", origin=KEYBOARD)
     keyless.close()
+
+
+def test_the_card_of_an_end_says_what_dies_before_what_was_looked_at(world) -> None:
+    operator, control = world
+    mine = control.seed(ask(operator, "offers for a 4090").rows[0].offer_id, label="somebody-else")
+    stop = card_lines(ask(operator, f"stop {mine}"), 78)
+    destroy = "\n".join(card_lines(ask(operator, f"destroy instance {mine}"), 78))
+    named = [line.split()[0] for line in stop if line[:1].islower()]
+    assert named[:3] == ["plan", "price", "ends"]
+    assert any("is being paid now" in line for line in stop)
+    assert "nothing more once it is destroyed" in destroy
+    assert "cannot be undone" in destroy
+    assert "$0.00" not in destroy

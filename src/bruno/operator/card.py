@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
-from bruno.guard.actions import CreateInstance
+from bruno.guard.actions import CreateInstance, DestroyInstance
 from bruno.guard.decision import Verdict
 from bruno.guard.plan import Cost, Fact, Plan
 from bruno.guard.sanitise import safe, safe_line
@@ -65,12 +65,13 @@ def _rows(card: Card) -> list[str]:
     """Named lines: price, disk, time, facts, and what the guard has to say."""
     plan = card.plan
     rows = [("no", _reason(hit)) for hit in card.decision.hits if hit.verdict is Verdict.DENY]
-    rows += [("offer", offer) for offer in _offers(plan)]
+    offers = _offers(plan)
+    rows += [("offer", offer) for offer in offers]
     rows += [("price", line) for line in _money(plan)]
     for note in plan.notes:
         name, colon, rest = note.partition(": ")
         rows.append((name, rest) if colon and len(name) <= 10 else ("", note))
-    rest = [_fact(fact) for fact in plan.facts if fact.name not in _WORDED]
+    rest = [_fact(fact) for fact in plan.facts if fact.name not in _WORDED and not (offers and fact.about)]
     if rest:
         rows.append(("facts", "; ".join(rest)))
     rows += [("note", _reason(hit)) for hit in card.decision.hits if hit.verdict is Verdict.ALLOW]
@@ -92,7 +93,9 @@ def _offers(plan: Plan) -> list[str]:
 def _priced(plan: Plan, rent: CreateInstance) -> str:
     price = plan.fact("dph_total", rent.label)
     cost = f"${price.value:.3f}/h" if price and isinstance(price.value, float) else "price unknown"
-    return f"{cost}, {_offer(plan, rent.label, short=True)}"
+    room = plan.fact("disk_available_gb", rent.label)
+    free = f"{room.value:g} GB of disk free" if room and isinstance(room.value, float) else "free disk unknown"
+    return f"{cost}, {_offer(plan, rent.label, short=True)}, {free}"
 
 
 def _offer(plan: Plan, about: str, *, short: bool = False) -> str:
@@ -118,12 +121,15 @@ def _money(plan: Plan) -> list[str]:
         together = f" for {rents} instances together" if rents > 1 else ""
         each = " on each" if rents > 1 else ""
         room = f"{disk.value:g} GB of disk{each}" if disk and disk.value else "disk"
-        out.append(f"${cost.per_hour:.3f}/h{together}, {room} included")
+        paid = "" if rents else " is being paid now"
+        out.append(f"${cost.per_hour:.3f}/h{together}{paid}, {room} included")
     if cost.hours is not None and cost.total is not None:
         out.append(f"about {_hours(cost.hours)}, so about ${cost.total:.2f} in all")
     elif cost.per_hour is not None and plan.fact("disk_gb"):
         out.append("how long it takes is unknown, so the total is unknown")
-    if cost.stopped_per_day is not None:
+    if any(isinstance(step.action, DestroyInstance) for step in plan.steps):
+        out.append("nothing more once it is destroyed")
+    elif cost.stopped_per_day is not None:
         out.append(f"${cost.stopped_per_day:.2f} per day once it is stopped (its disk), until it is destroyed")
     return out
 

@@ -16,7 +16,7 @@ from bruno.guard.actions import DestroyInstance, StopInstance, Target
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.guard.sanitise import safe_line
 from bruno.records import InstanceRecord, Run
-from bruno.runs.evidence import Evidence, gather
+from bruno.runs.evidence import Evidence, Item, gather
 from bruno.runs.world import World
 
 _STATUS = {State.PROVISIONING: "loading", State.LOST: "offline", State.FAILED: "exited"}
@@ -64,7 +64,7 @@ def plan_end(instance: Instance, world: World, *, destroy: bool) -> Plan:
         run_id=seen.run.run_id if seen.run else None,
         steps=(Step(action=action),),
         facts=seen.facts(),
-        notes=_notes(instance, seen.evidence, seen.problem, destroy=destroy),
+        notes=_notes(seen, destroy=destroy),
         cost=Cost(per_hour=instance.dph_total, stopped_per_day=0.0 if destroy else instance.stopped_per_day),
         created_at=created,
         expires_at=expires,
@@ -187,27 +187,38 @@ def _facts(
     )
 
 
-def _notes(instance: Instance, evidence: Evidence | None, problem: str, *, destroy: bool) -> tuple[str, ...]:
-    notes = (
-        [
-            f"{item.name.replace('_', ' ')}: {_worded(item.value)} ({item.source}{'; ' + item.note if item.note else ''})"
-            for item in evidence.items
-        ]
-        if evidence
-        else []
-    )
-    if problem:
-        notes.append(f"the machine could not be asked: {safe_line(problem)}")
-    if evidence:
-        notes += [f"sources disagree: {line}" for line in evidence.disagreements]
+def _notes(seen: _Looked, *, destroy: bool) -> tuple[str, ...]:
+    """What dies first, then what was looked at: one line a fact, with every source that says so."""
+    notes = [f"ends: {seen.kills or 'what runs there is unknown'}"]
     if destroy:
-        notes.append("everything on its disk is deleted; this cannot be undone")
-    elif instance.stopped_per_day is not None:
-        notes.append(
-            f"a stopped instance keeps its disk: ${instance.stopped_per_day:.2f} per day until it is destroyed"
-        )
-        notes.append("its GPU may be rented by somebody else meanwhile; then it cannot be started again")
+        notes.append("ends: everything on its disk is deleted; this cannot be undone")
+    else:
+        notes.append("ends: its GPU may be rented by somebody else meanwhile; then it cannot be started again")
+    if seen.problem:
+        notes.append(f"seen: the machine could not be asked: {safe_line(seen.problem)}")
+    if seen.evidence:
+        notes += [f"seen: sources disagree: {line}" for line in seen.evidence.disagreements]
+        notes += [f"seen: {line}" for line in _seen(seen.evidence)]
     return tuple(str(safe_line(note)) for note in notes)
+
+
+def _seen(evidence: Evidence) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(item.name for item in evidence.items):
+        said: dict[str, list[Item]] = {}
+        for item in evidence.items:
+            if item.name == name:
+                said.setdefault(_worded(item.value), []).append(item)
+        lines.append(
+            f"{name.replace('_', ' ')}: {', '.join(f'{value} ({_by(items)})' for value, items in said.items())}"
+        )
+    return lines
+
+
+def _by(items: Sequence[Item]) -> str:
+    """Who says so, and what it rests on, each once."""
+    sources = ", ".join(dict.fromkeys(item.source for item in items))
+    return "; ".join([sources, *dict.fromkeys(item.note for item in items if item.note)])
 
 
 def _worded(value: object) -> str:
