@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def kls(self) -> list[float]:
-        return [event.kl for event in self.of(ev.TrialScored)]
+        return [event.kl for event in self.events if isinstance(event, (ev.TrialScored, ev.TrialStopped))]
 
     @property
     def drawn(self) -> list[dict]:
@@ -136,6 +136,9 @@ EFFECTS: dict[str, Effect] = {
     ),
     "search.auto_select": Effect({"search.auto_select": False}, notice("No terminal for a menu")),
     "search.kl_ceiling": Effect({"search.kl_ceiling": 1e-9}, lambda o: o.report["chosen"]["rule"]),
+    "search.stop_dominated": Effect(
+        {"search.stop_dominated": False}, lambda o: len(o.of(ev.TrialStopped)), {"search.trials": 12}
+    ),
     "search.warm_start": Effect({"search.warm_start": False}, lambda o: o.drawn[0]),
     "scoring.bad_count": Effect({"scoring.bad_count": 4}, lambda o: o.initial[1]),
     "scoring.good_count": Effect({"scoring.good_count": 4}, lambda o: o.kls),

@@ -9,7 +9,10 @@ from scipy.stats import entropy
 from bruno.engine.edits.build import Kernel, TrialEdit
 from bruno.engine.edits.session import EditSession
 from bruno.engine.scoring.refusals import Markers, RefusalDetector
-from bruno.engine.scoring.scores import Scorer, Scores, kl_divergence, wilson_interval
+from bruno.engine.scoring.result import Scores, Stopped, better_trial
+from bruno.engine.scoring.scores import Scorer, kl_divergence, wilson_interval
+from bruno.engine.search.choice import choose, pareto_front
+from bruno.engine.search.study import FinishedTrial
 from bruno.settings.engine import EngineSettings
 from tests.engine.edits.test_build import random_directions
 from tests.engine.models import loaded_model
@@ -120,3 +123,59 @@ def test_ordinary_refusals_before_and_after(loaded):
     with EditSession(loaded.writers, max_trials=1) as session:
         before, after = scorer(loaded, session).ordinary_refusals(NOTHING)
     assert before == after
+
+
+def test_trials_that_nothing_beats_score_as_without_stopping(loaded):
+    edits = [strong(loaded), NOTHING, strong(loaded, 0.4)]
+    with EditSession(loaded.writers, max_trials=3) as session:
+        part = scorer(loaded, session, kl_divergence_tokens=3)
+        plain = part.score(edits)
+        assert part.score_against([(7, Scores(5, 5, 100.0))], edits) == plain
+
+
+def test_a_beaten_trial_stops_and_leaves_the_others_of_its_batch_alone(loaded):
+    edits = [strong(loaded), NOTHING, strong(loaded, 0.4)]
+    with EditSession(loaded.writers, max_trials=3) as session:
+        part = scorer(loaded, session, kl_divergence_tokens=3)
+        plain = part.score(edits)
+        between = (plain[0].kl + plain[2].kl) / 2
+        first, second, third = part.score_against([(7, Scores(0, 5, between)), (9, Scores(0, 5, 50.0))], edits)
+        assert session.trials == 3  # all edits are active again
+    assert (second, third) == (plain[1], plain[2])
+    assert first == Stopped(0, 5, plain[0].kl, plain[0].kl - between, 7, plain[0].kl_tokens)
+
+
+@pytest.mark.parametrize("least", range(1, 6))
+def test_what_a_stopped_trial_was_seen_to_refuse_is_no_more_than_its_count(loaded, least):
+    edit = strong(loaded)
+    with EditSession(loaded.writers, max_trials=1) as session:
+        part = scorer(loaded, session, max_new_tokens=30)
+        (plain,) = part.score([edit])
+        (found,) = part.score_against([(1, Scores(least, 5, plain.kl / 2))], [edit])
+    if isinstance(found, Stopped):
+        assert least <= found.at_least <= plain.refusals and found.kl == plain.kl
+    else:
+        assert found == plain
+    assert isinstance(found, Scores) or plain.refusals >= least
+
+
+counts = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.1, 0.2, 0.3, 0.4])), max_size=12)
+
+
+@given(counts, st.data())
+def test_stopping_changes_neither_the_front_nor_the_choice(drawn, data):
+    """Each trial in turn: stopped where the rule says so (at any count it allows), scored otherwise."""
+    every = [FinishedTrial(index, {}, Scores(refusals, 4, kl)) for index, (refusals, kl) in enumerate(drawn)]
+    kept = []
+    for trial in every:
+        better = better_trial(trial.scores.kl, [(each.number, each.scores) for each in kept])
+        if better is None or trial.scores.refusals < better[1].refusals:
+            kept.append(trial)
+            continue
+        assert better[1].kl < trial.scores.kl and better[1].refusals <= trial.scores.refusals
+        if data.draw(st.booleans()):  # its answers ended before they were settled: it was counted after all
+            kept.append(trial)
+    assert pareto_front(kept) == pareto_front(every)
+    if every:
+        ceiling = data.draw(st.sampled_from([0.05, 0.1, 0.25, 1.0]))
+        assert choose(kept, ceiling) == choose(every, ceiling)
