@@ -136,9 +136,11 @@ def say_what_is_left(operator: Operator, output: Output) -> None:
     try:
         runs, instances = operator.runs(), operator.instances(fresh=True)
     except BrunoError as error:
-        output.line(f"what is left running is unknown: {error}. bruno instances")
+        output.line(
+            f"what is left running is unknown: {error}. bruno instances{' --sandbox' if operator.sandbox else ''}"
+        )
         return
-    for line in words.left_running(runs, instances):
+    for line in words.left_running(runs, instances, sandbox=operator.sandbox):
         output.line(line)
 
 
@@ -171,7 +173,9 @@ class _Looks:
             return  # not in the records yet; the happenings say what is going on
         if self._bar:
             self._bar.show(run)
-        elif (seen := (run.state, run.trial, run.last, run.best)) != self._last:
+        elif (
+            seen := (run.state, run.trial, run.last, run.best, [worker.state for worker in run.workers])
+        ) != self._last:
             self._last = seen
             self._output.run(run)
 

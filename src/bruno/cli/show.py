@@ -93,6 +93,8 @@ class Output:
             self.line('no run yet. Start one: bruno do "start demo on an H200" --sandbox')
         for run in runs:
             self.line(words.run_line(run))
+            for worker in words.worker_lines(run):
+                self.line(f"  {worker}")
             for note in words.run_notes(run):
                 self.line(f"  {note}")
 

@@ -14,7 +14,7 @@ from bruno.intents import ShowProgress
 
 if TYPE_CHECKING:
     from bruno.operator.service import Operator
-    from bruno.operator.views import Reply
+    from bruno.operator.views import Reply, RunView
 
 
 def show_progress(flags: Flags, run: str | None, *, watch: bool, as_json: bool) -> int:
@@ -52,5 +52,10 @@ def _said(reply: Reply) -> object:
     if reply.kind != "progress":
         return reply
     return tuple(
-        (each.run_id, each.state, each.step, each.trial, each.last, each.best, each.problem) for each in reply.runs
+        (each.run_id, each.state, each.step, each.trial, each.last, each.best, each.problem, _workers(each))
+        for each in reply.runs
     )
+
+
+def _workers(run: RunView) -> tuple[object, ...]:
+    return tuple((each.state, each.scored, each.problem) for each in run.workers)

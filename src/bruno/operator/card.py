@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
-from bruno.guard.actions import CreateInstance, DestroyInstance
+from bruno.guard.actions import CreateInstance, DestroyInstance, StopInstance
 from bruno.guard.decision import Verdict
 from bruno.guard.plan import Cost, Fact, Plan
 from bruno.guard.sanitise import safe, safe_line
@@ -94,7 +94,7 @@ def _priced(plan: Plan, rent: CreateInstance) -> str:
     price = plan.fact("dph_total", rent.label)
     cost = f"${price.value:.3f}/h" if price and isinstance(price.value, float) else "price unknown"
     room = plan.fact("disk_available_gb", rent.label)
-    free = f"{room.value:g} GB of disk free" if room and isinstance(room.value, float) else "free disk unknown"
+    free = f"{room.value:g} GB free" if room and isinstance(room.value, float) else "free disk unknown"
     return f"{cost}, {_offer(plan, rent.label, short=True)}, {free}"
 
 
@@ -130,7 +130,9 @@ def _money(plan: Plan) -> list[str]:
     if any(isinstance(step.action, DestroyInstance) for step in plan.steps):
         out.append("nothing more once it is destroyed")
     elif cost.stopped_per_day is not None:
-        out.append(f"${cost.stopped_per_day:.2f} per day once it is stopped (its disk), until it is destroyed")
+        several = sum(isinstance(step.action, CreateInstance | StopInstance) for step in plan.steps) > 1
+        once = "they are stopped (their disks), until they are" if several else "it is stopped (its disk), until it is"
+        out.append(f"${cost.stopped_per_day:.2f} per day once {once} destroyed")
     return out
 
 

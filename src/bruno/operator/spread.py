@@ -29,8 +29,8 @@ class Spread:
     def notes(self) -> tuple[str, ...]:
         """Lines for the card."""
         return (
-            f"database: one study in {self.database.address}; {self.database.place} answers from here",
-            "workers: the first makes the study, chooses and saves the model, which comes home; the others only search",
+            f"study: one for all, in {self.database.address}, which answers from here",
+            "study: the first worker makes it, chooses and saves the model, which comes home; the others only search",
         )
 
 

@@ -76,13 +76,14 @@ class Group:
     def _rent(self) -> None:
         """Every rental that is not done yet, in order. One that fails is told; without the first nothing more is rented."""
         for row in self.rows:
-            if self._rented(row) or self._given_up(row):
+            first = row.run_id == self.group_id
+            if self._rented(row) or (self._given_up(row) and not first):
                 continue
             task = self._task(row)
             try:
                 self._rent_one(task)
             except BrunoError as error:
-                if row.run_id == self.group_id:
+                if first:
                     raise self._without_first(error) from error
                 self._errors[row.run_id] = error
         missing = [row for row in self._fresh() if row.instance_id is None]
@@ -119,7 +120,7 @@ class Group:
     # --- working ---
 
     def _work(self, until: str | None) -> None:
-        rows = [row for row in self._fresh() if row.instance_id is not None and row.state not in _OVER]
+        rows = [row for row in self._fresh() if row.instance_id is not None and self._goes_on(row)]
         threads = {row.run_id: Thread(target=self._carry, args=(row, until), daemon=True) for row in rows}
         for thread in threads.values():
             thread.start()
@@ -135,6 +136,10 @@ class Group:
                 thread.join(timeout=30)
         if until is not None and not self.runner.is_over(self.group_id):
             raise Cancelled(f"let go of run {self.group_id}")
+
+    def _goes_on(self, row: Run) -> bool:
+        """Whether there is something to carry on; that the first has ended is for its own steps to say, with what to do."""
+        return row.state not in _OVER or (row.run_id == self.group_id and row.state == RunState.ENDED.value)
 
     def _carry(self, row: Run, until: str | None) -> None:
         """One instance, in a thread of its own. What ends it is told by the runner and kept for the main thread."""

@@ -70,6 +70,7 @@ class BrunoApp(Replies):
         super().__init__()
         self.clock = clock
         self.readonly = readonly
+        self.sandbox = sandbox
         self.main = MainScreen(sandbox=sandbox, readonly=readonly)
         self.snapshot = Snapshot(clock())
         self._open_operator = open_operator
@@ -301,4 +302,5 @@ class BrunoApp(Replies):
     def leave(self, *, talk_to: tuple[str, str | None] | None = None) -> None:
         """Leave at once. Nothing is stopped; what goes on and what it costs is said on the terminal."""
         self.let_go()
-        self.exit(Leave(lines=words.left_running(self.snapshot.runs, self.snapshot.instances), talk=talk_to))
+        left = words.left_running(self.snapshot.runs, self.snapshot.instances, sandbox=self.sandbox)
+        self.exit(Leave(lines=left, talk=talk_to))

@@ -91,7 +91,7 @@ class ConfirmScreen(ModalScreen[Permit | BrunoError]):
         return f"Type {word} and press Enter. This plan holds until {until}."
 
     def _text(self) -> str:
-        return "\n".join(lines(self._card, max(40, min(self.app.size.width, WIDEST) - AROUND_THE_CARD[0])))
+        return "\n".join(lines(self._card, max(30, min(self.app.size.width, WIDEST) - AROUND_THE_CARD[0])))
 
     def on_resize(self) -> None:
         """The card is drawn to the width there is, and scrolls: the question and the line below it are always on the screen."""

@@ -84,7 +84,8 @@ class InstancesPane(Vertical):
     def _fill(self, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
         table = self.table
         kept = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value if table.row_count else None
-        table.clear()
+        table.clear(columns=True)  # columns never shrink: a long state that is over would push the rest off the screen
+        table.add_columns(*words.INSTANCE_HEADS)
         for key, row in rows:
             table.add_row(*(Text(cell) for cell in row), key=key)  # a plain string would be read as markup
         keys = [key for key, _ in rows]

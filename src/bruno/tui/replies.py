@@ -142,7 +142,7 @@ class Replies(App[Leave]):
         if not runs:
             self.main.talk.said("no run yet")
         for run in runs:
-            self.main.talk.said("\n  ".join((words.run_line(run), *words.run_notes(run))))
+            self.main.talk.said("\n  ".join((words.run_line(run), *words.worker_lines(run), *words.run_notes(run))))
         if len(runs) == 1:
             self.main.run_pane.choose(runs[0].run_id)
 

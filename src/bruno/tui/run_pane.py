@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from bruno.operator.views import RunView, TrialView
     from bruno.tui.trial_plot import TrialPlot
 
+WORKER_WIDTH = 76
+"""A worker has one line, also at 80 columns; its whole problem is said when it happens and by `bruno progress`."""
+_LOG_GROWS = frozenset({"searching", "saving", "unknown"})
+"""States in which the log is followed: before and after them there is nothing to read, and nothing is stale."""
 _COLOURS = {"done": "$text-success", "failed": "$text-error", "unknown": "$text-warning", "stopped": "$text-muted"}
 
 
@@ -43,7 +47,7 @@ class RunPane(Vertical, can_focus=True):
         """Draw this snapshot; costs nothing when nothing that is drawn has changed."""
         self._snapshot = snapshot
         run = self.chosen
-        drawn = (run, len(snapshot.runs), run is not None and snapshot.is_stale(run.read_at))
+        drawn = (run, len(snapshot.runs), run is not None and _is_stale(run, snapshot))
         if drawn != self._drawn:
             self._drawn = drawn
             self._draw(run)
@@ -91,17 +95,21 @@ class RunPane(Vertical, can_focus=True):
         self.query_one("#run-head", Static).update(_head(run))
         if run.trials:
             bar.update(total=run.trials, progress=run.trial or 0)
-        stale = snapshot is not None and run.state.live and snapshot.is_stale(run.read_at)
+        stale = snapshot is not None and _is_stale(run, snapshot)
         self.query_one("#run-facts", Static).update("\n".join(facts(run, stale=stale)))
         if self._plot is not None:
             self._plot.show(run.history)
+
+
+def _is_stale(run: RunView, snapshot: Snapshot) -> bool:
+    return run.state.value in _LOG_GROWS and snapshot.is_stale(run.read_at)
 
 
 def _head(run: RunView) -> Content:
     colour = _COLOURS.get(run.state.value, "$text-accent")
     step = f"  {safe_line(run.step)}" if run.step and run.step != run.state.value else ""
     about = f"\n{safe_line(run.model)} on {safe_line(run.gpu)}"
-    where = f", instance {run.instance_id}" if run.instance_id is not None else ""
+    where = f", instance {run.instance_id}" if run.instance_id is not None and not run.workers else ""
     return Content.assemble((words.state(run), f"bold {colour}"), step, about, where, "\n", words.trial(run))
 
 
@@ -112,7 +120,9 @@ def facts(run: RunView, *, stale: bool) -> list[str]:
         *(_trial_line(name, view) for name, view in (("last", run.last), ("best", run.best)) if view is not None),
         f"elapsed    {words.duration(run.elapsed_seconds)}"
         + (f"   remaining {words.duration(run.remaining_seconds)}" if run.state.live else ""),
-        f"money      {words.money(run.spent)} so far   now {words.money(run.per_hour, '/h')}",
+        f"money      {words.money(run.spent)} so far   now {words.money(run.per_hour, '/h')}"
+        + (" together" if run.workers else ""),
+        *(str(line)[:WORKER_WIDTH] for line in words.worker_lines(run)),
     ]
     if run.model_saved:
         lines.append(f"saved      {safe_line(run.model_saved, 300)}")

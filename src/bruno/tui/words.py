@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bruno.guard.sanitise import SafeText, safe_line
 
 if TYPE_CHECKING:
-    from bruno.operator.views import InstancesView, InstanceView, OfferView, RunView
+    from bruno.operator.views import InstancesView, InstanceView, OfferView, RunView, WorkerView
 
 UNKNOWN = "unknown"
 _GLYPHS = {"running": "▶", "stopped": "■", "failed": "✘", "lost": "✘", "unknown": "?"}
@@ -52,6 +52,8 @@ def trial(run: RunView) -> str:
     """`trial 5 of 20`, or what is known of it."""
     if run.trial is None:
         return "no trial yet"
+    if run.workers:
+        return f"{run.trial} of {run.trials if run.trials is not None else UNKNOWN} trials"
     return f"trial {run.trial} of {run.trials if run.trials is not None else UNKNOWN}"
 
 
@@ -88,6 +90,22 @@ def run_line(run: RunView) -> SafeText:
     return safe_line(" · ".join(parts), 1_000)
 
 
+def worker_lines(run: RunView) -> tuple[SafeText, ...]:
+    """A line for each instance of a run over several, the first of which makes the model; what went wrong stands last."""
+    return tuple(safe_line(_worker_line(worker), 400) for worker in run.workers)
+
+
+def _worker_line(worker: WorkerView) -> str:
+    where = "not rented" if worker.instance_id is None else str(worker.instance_id)
+    state = f"{worker.state.glyph} {worker.state.value}"
+    scored = f"{worker.scored} {'trial' if worker.scored == 1 else 'trials'}"
+    last = f", last {worker.last.refusals}/{worker.last.prompts}" if worker.last else ""
+    rate = money(worker.per_hour, "/h") if worker.instance_id is not None else "-"
+    role = "  makes the model" if worker.number == 1 and not worker.problem else ""
+    line = f"worker {worker.number}  {state:<14} {where:<10} {scored + last:<21} {rate}"
+    return f"{line.rstrip()}{role}" + (f"  ✘ {worker.problem}" if worker.problem else "")
+
+
 def run_notes(run: RunView) -> tuple[SafeText, ...]:
     """What has to be said of a run below its line: what went wrong, and where sources disagree."""
     notes = [f"✘ {run.problem}"] if run.problem else []
@@ -115,7 +133,8 @@ def disk(instance: InstanceView) -> str:
     return f"{used}/{instance.disk_gb:.0f} GB"
 
 
-INSTANCE_HEADS = ("state", "id", "label", "GPU", "util", "disk", "now", "stopped", "SSH", "age")
+INSTANCE_HEADS = ("state", "id", "now", "label", "GPU", "util", "disk", "stopped", "SSH", "age")
+"""What costs money stands where the narrowest terminal still shows it."""
 
 
 def instance_row(instance: InstanceView) -> tuple[SafeText, ...]:
@@ -126,11 +145,11 @@ def instance_row(instance: InstanceView) -> tuple[SafeText, ...]:
         for cell in (
             instance_state(instance),
             str(instance.instance_id),
+            money(costs_now(instance), "/h"),
             (instance.label or "-") + ("" if instance.run_id else " (not bruno's)"),
             gpu,
             percent(instance.gpu_utilisation),
             disk(instance),
-            money(costs_now(instance), "/h"),
             money(instance.stopped_per_day, "/day"),
             instance.ssh or "-",
             duration(instance.age_seconds),
@@ -175,19 +194,24 @@ def costs_now(instance: InstanceView) -> float | None:
     return None if instance.stopped_per_day is None else instance.stopped_per_day / 24
 
 
-def left_running(runs: Sequence[RunView], view: InstancesView | None) -> tuple[SafeText, ...]:
-    """What goes on, and what it costs, when a face lets go. Said on leaving and on Ctrl-C."""
+def left_running(runs: Sequence[RunView], view: InstancesView | None, *, sandbox: bool = False) -> tuple[SafeText, ...]:
+    """What goes on, and what it costs, when a face lets go. Said on leaving and on Ctrl-C.
+
+    The commands can be copied as they stand: those of a sandbox say so, or they would mean the real account.
+    """
+    where = " --sandbox" if sandbox else ""
     lines = [
-        f"{run.name} goes on without this console ({trial(run)}, {money(run.per_hour, '/h')}). bruno resume {run.name}"
+        f"{run.name} goes on without this console ({trial(run)}, {money(run.per_hour, '/h')}). "
+        f"bruno resume {run.name}{where}"
         for run in runs
         if run.state.live
     ]
     if view is None or not view.known:
-        lines.append("what is running at the provider is unknown: its list was not read. bruno instances")
+        lines.append("what is running at the provider is unknown: its list was not read. bruno instances" + where)
     else:
         lines += [
             f"instance {row.instance_id} ({row.label or 'no label'}) is {row.status or UNKNOWN}: "
-            f"{money(costs_now(row), '/h')}. {_how_to_end(row)}"
+            f"{money(costs_now(row), '/h')}. {_how_to_end(row)}{where}"
             for row in view.rows
         ]
         if not view.rows:
