@@ -12,7 +12,7 @@ from torch import nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-from bruno.engine.edits.algebra import NormMode, stack_experts, with_added, writer_edit
+from bruno.engine.edits.algebra import NormMode, with_added, writer_edit
 from bruno.engine.edits.bake import bake_weight
 from bruno.engine.edits.build import (
     EditBatch,
@@ -249,10 +249,8 @@ def test_fused_experts_of_any_shape_under_hooks_equal_baked_ones(experts, shape,
     mixture = Mixture(0, module, nn.Linear(hidden, experts), "router", experts, fused=True)
     writer = Writer(0, MLP, module, "experts", mixture=mixture)
     basis, w = orthonormal(random(2, 1, hidden)), torch.tensor([[1.1], [-0.5]])
-    edits = [
-        writer_edit(writer.weight(n), basis, w, mode) if chosen >> n & 1 or n == 0 else None for n in range(experts)
-    ]
-    edit = stack_experts(edits, inner)
+    mask = torch.tensor([bool(chosen >> n & 1) or n == 0 for n in range(experts)])
+    edit = writer_edit(writer.stored(), basis, w, mode, experts=None if mask.all() else mask)
     x, routed = random(2 * tokens, hidden), torch.rand(2 * tokens, experts, generator=generator).topk(2)
     with EditSession([writer], 2) as session:
         session.write(EditBatch(2, {0: edit}, (0, 0)))
@@ -282,13 +280,17 @@ def test_every_expert_loses_the_direction_and_keeps_its_column_norms(kind: str) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_stacked_experts_are_the_edits_they_were_made_of(mode: NormMode) -> None:
+def test_an_edit_of_fused_experts_is_the_edit_of_each_and_leaves_the_others_alone(mode: NormMode) -> None:
     weight, basis, w = planted((12, 20, 2, 5), [1.0, 0.4])
-    own = writer_edit(weight, basis, w, mode)
-    stacked = stack_experts([None, own, None], 20)
+    weights = torch.stack([weight.flip(0), weight, 2 * weight.flip(1)])
+    fused = writer_edit(weights, basis, w, mode, experts=torch.tensor([False, True, True]))
+    everything = writer_edit(weights, basis, w, mode)
+    assert everything.edited is None
     for trial in range(2):
-        assert torch.equal(bake_weight(weight, stacked.of_expert(0), trial), weight)
-        assert torch.allclose(bake_weight(weight, stacked.of_expert(1), trial), bake_weight(weight, own, trial))
+        assert torch.equal(bake_weight(weights[0], fused.of_expert(0), trial), weights[0])
+        for edit, number in ((fused, 1), (fused, 2), (everything, 0)):
+            own = bake_weight(weights[number], writer_edit(weights[number], basis, w, mode), trial)
+            assert torch.allclose(bake_weight(weights[number], edit.of_expert(number), trial), own, atol=1e-6)
 
 
 def test_one_session_at_a_time_and_everything_is_put_back() -> None:

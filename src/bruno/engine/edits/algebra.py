@@ -11,13 +11,13 @@ alone (attention heads). Fused experts have an expert axis E behind T where thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from bruno.engine.directions.algebra import orthonormal as exactly_orthonormal
+from bruno.engine.edits.products import product, squared_norms
 
 NormMode = Literal["column", "none", "row", "frobenius"]
 
@@ -94,14 +94,16 @@ def with_added(
     |c_rest|^2 u u^T, and an addition never puts a removed direction back.
 
     Args:
-        basis, strengths: [T, k, d] orthonormal, and [T, k].
-        added: c, [d], unit or zero.
-        strength: how much of it, [T], 0 or more.
+        basis, strengths: [..., T, k, d] orthonormal, and [..., T, k].
+        added: c, [..., d], unit or zero.
+        strength: how much of it, [..., T], 0 or more.
     """
-    rest = added.double()[None] - torch.einsum("tk,tkd->td", basis.double() @ added.double(), basis.double())
-    share = rest.square().sum(-1)  # [T]
-    joined = orthonormal(torch.cat([basis, rest.to(basis)[:, None]], dim=1))
-    return joined, torch.cat([strengths, -(strength * share.to(strength))[:, None]], dim=1)
+    exact, added = basis.double(), added.double()[..., None, :]  # [..., T, k, d], [..., 1, d]
+    along = (exact * added[..., None, :]).sum(-1, keepdim=True)  # [..., T, k, 1]
+    rest = added - (along * exact).sum(-2)
+    share = rest.square().sum(-1)  # [..., T]
+    joined = orthonormal(torch.cat([basis, rest.to(basis)[..., None, :]], dim=-2))
+    return joined, torch.cat([strengths, -(strength * share.to(strength))[..., None]], dim=-1)
 
 
 def writer_edit(
@@ -110,99 +112,99 @@ def writer_edit(
     strengths: torch.Tensor,
     norm_mode: NormMode,
     columns: torch.Tensor | None = None,
+    *,
+    pieces: torch.Tensor | None = None,
+    norms: torch.Tensor | None = None,
+    experts: torch.Tensor | None = None,
 ) -> WriterEdit:
-    """The edit of one weight.
+    """The edit of one weight, or of fused experts; the weight is read once (twice for `row`) and never copied whole.
 
     Args:
-        weight: W, [d, d_in] fp32.
+        weight: W, [d, d_in], or [E, d, d_in] for fused experts; fp32, or a narrower type as it is kept.
         basis: V, orthonormal directions [T, k, d].
         strengths: w, [T, k]; 1 removes a direction whole, a negative one adds it.
         norm_mode: which norms of W' are kept.
         columns: [d_in], True for the columns that lose the direction (None: all). `frobenius` and `row` keep the norms
             of the whole weight and of its whole rows.
+        pieces: `products.split` of the basis as rows [T * k, d], where it is known already.
+        norms: squared norms of the weight's columns (`row`: of its rows), where they are known already.
+        experts: [E], True for the fused experts that are edited (None: all).
 
     With `none`, W' = (I - V diag(w) V^T) W. `column` and `frobenius` scale the input after that, which commutes with
     the projection. `row` projects the row-normalised weight and restores each row's norm, which puts part of the
     direction back: it is there to compare with other tools.
     """
     if norm_mode == "row":
-        return _row_edit(weight, basis, strengths, columns)
-    along = basis @ weight  # V^T W [T, k, d_in]
-    if columns is not None:
-        along = along * columns
-    write = -strengths[..., None] * basis
-    scale = None
-    if norm_mode != "none":
+        return _row_edit(weight, basis, strengths, columns, norms, experts)
+    trials = basis.shape[:2]
+    write, scale, along = -strengths[..., None] * basis, None, None
+    if norm_mode != "none" or columns is not None:
+        along = product(basis.flatten(0, 1), weight, pieces).unflatten(-2, trials)  # V^T W [(E,) T, k, d_in]
+        along = along if columns is None else along * columns
+    if norm_mode != "none" and along is not None:
         removed = strengths * (2.0 - strengths)  # share of the squared component along v that goes: 1 - (1 - w)^2
-        lost = (removed[..., None] * along.square()).sum(1)  # [T, d_in]
-        before = weight.square().sum(0)  # [d_in]
+        lost = (removed[..., None] * along.square()).sum(-2)  # [(E,) T, d_in]
+        before = (squared_norms(weight, -2) if norms is None else norms)[..., None, :]
         if norm_mode == "frobenius":
             lost, before = lost.sum(-1, keepdim=True), before.sum(-1, keepdim=True)
-        scale = _restoring(before - lost, before).expand(-1, weight.shape[1]).contiguous()
-    return _edit(scale, basis, along, write, None, columns)
+        scale = _restoring(before - lost, before).expand(*lost.shape[:-1], weight.shape[-1])
+        scale = _by_trial(scale, experts).contiguous()
+    if columns is not None and along is not None:
+        return _on_input(scale, along, write, None)
+    return WriterEdit(scale, basis, write, None, edited=_edited(experts, trials[0]))
 
 
 def _row_edit(
-    weight: torch.Tensor, basis: torch.Tensor, strengths: torch.Tensor, columns: torch.Tensor | None
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    strengths: torch.Tensor,
+    columns: torch.Tensor | None,
+    squared: torch.Tensor | None,
+    experts: torch.Tensor | None,
 ) -> WriterEdit:
     """Row norms kept, in closed form. What = W / n; What' = What - V diag(w) U with U = V^T What; W'_i = n_i What'_i/|.|.
 
     |What'_i|^2 = |What_i|^2 - 2 sum_k w_k v_ik (What U^T)_ik + (w v_i) (U U^T) (w v_i)^T, with |What_i| = 1. With some
     columns only, U is zero in the others, and the formula stays.
     """
-    norms = torch.linalg.vector_norm(weight, dim=1)  # [d]
+    norms = (squared_norms(weight, -1) if squared is None else squared).sqrt()[..., None, None, :]  # [(E,) 1, 1, d]
     inverse = torch.where(norms > 0, 1.0 / norms.clamp_min(1e-30), torch.zeros_like(norms))
-    unit_rows = weight * inverse[:, None]
-    along = basis @ unit_rows  # U [T, k, d_in]
+    read, weighted = basis * inverse, strengths[..., None] * basis  # [(E,) T, k, d], [T, k, d]
+    shape = basis.shape[:2]
+    along = product(read.flatten(-3, -2), weight).unflatten(-2, shape)  # U [(E,) T, k, d_in]
     if columns is not None:
         along = along * columns
-    weighted = strengths[..., None] * basis  # [T, k, d]
-    cross = along @ unit_rows.T  # (What U^T)^T [T, k, d]
-    gram = along @ along.transpose(1, 2)  # [T, k, k]
-    after = 1.0 - 2.0 * (weighted * cross).sum(1) + (weighted * (gram @ weighted)).sum(1)  # [T, d]
-    scale = torch.where(norms > 0, _restoring(after, torch.ones_like(after)), torch.ones_like(after))
-    return _edit(None, basis * inverse, along, -weighted * norms, scale, columns)
+    cross = product(along.flatten(-3, -2), weight.mT).unflatten(-2, shape) * inverse  # (What U^T)^T [(E,) T, k, d]
+    gram = along @ along.mT  # [(E,) T, k, k]
+    after = 1.0 - 2.0 * (weighted * cross).sum(-2) + (weighted * (gram @ weighted)).sum(-2)  # [(E,) T, d]
+    scale = torch.where(norms[..., 0, :] > 0, _restoring(after, torch.ones_like(after)), torch.ones_like(after))
+    write = -weighted * norms
+    if columns is not None:
+        return _on_input(None, along, write, scale)
+    scale, edited = _by_trial(scale, experts), _edited(experts, shape[0])
+    if weight.dim() == 3:
+        read, write = read.transpose(0, 1).contiguous(), write.transpose(0, 1).contiguous()  # [T, E, k, d]
+    return WriterEdit(None, read, write, scale, edited=edited)
 
 
-def _edit(
-    scale: torch.Tensor | None,
-    read: torch.Tensor,
-    along: torch.Tensor,
-    write: torch.Tensor,
-    output_scale: torch.Tensor | None,
-    columns: torch.Tensor | None,
+def _on_input(
+    scale: torch.Tensor | None, along: torch.Tensor, write: torch.Tensor, output_scale: torch.Tensor | None
 ) -> WriterEdit:
-    """The term of the output where all columns are edited; the term of the input, whose reader knows the columns, else."""
-    if columns is None:
-        return WriterEdit(scale, read, write, output_scale)
-    nothing = read.new_zeros(read.shape[0], 0, read.shape[2])
+    """The term of the input, whose reader knows the columns, in place of the term of the output."""
+    nothing = write.new_zeros(write.shape[0], 0, write.shape[2])
     return WriterEdit(scale, nothing, nothing, output_scale, input_read=along, input_write=write)
 
 
-def stack_experts(edits: Sequence[WriterEdit | None], inputs: int) -> WriterEdit:
-    """One edit of E fused experts from those of each, of which at least one is there; None leaves an expert alone.
+def _by_trial(scale: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
+    """A scale [T, n] as it is, one of experts [E, T, n] as [T, E, n], 1 for those that are not edited."""
+    if scale.dim() == 2:
+        return scale
+    scale = scale.transpose(0, 1).contiguous()
+    return scale if experts is None else torch.where(experts[:, None], scale, torch.ones_like(scale))
 
-    The term of the output is kept once where all experts share it, which all but row norms do. `inputs` is d_in.
-    """
-    example = next(edit for edit in edits if edit is not None)
-    trials, _, hidden = example.read.shape
 
-    def stacked(name: str, width: int) -> torch.Tensor | None:
-        if getattr(example, name) is None:
-            return None
-        one = example.read.new_ones(trials, width)
-        return torch.stack([one if edit is None else getattr(edit, name) for edit in edits], dim=1)
-
-    edited = torch.tensor([float(edit is not None) for edit in edits], device=example.read.device).expand(trials, -1)
-    shared = example.output_scale is None
-    nothing = torch.zeros_like(example.read)
-    return WriterEdit(
-        input_scale=stacked("input_scale", inputs),
-        read=example.read if shared else torch.stack([nothing if e is None else e.read for e in edits], dim=1),
-        write=example.write if shared else torch.stack([nothing if e is None else e.write for e in edits], dim=1),
-        output_scale=stacked("output_scale", hidden),
-        edited=None if all(edits) else edited.contiguous(),
-    )
+def _edited(experts: torch.Tensor | None, trials: int) -> torch.Tensor | None:
+    return None if experts is None else experts.float().expand(trials, -1).contiguous()
 
 
 def _restoring(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

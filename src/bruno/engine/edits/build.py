@@ -6,23 +6,15 @@ same ones to stored weights. Pure: reads weights, changes nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from bruno.engine.directions.find import DirectionSet
-from bruno.engine.edits.algebra import (
-    NormMode,
-    RouterEdit,
-    WriterEdit,
-    gained,
-    orthonormal,
-    stack_experts,
-    with_added,
-    writer_edit,
-)
+from bruno.engine.edits.algebra import NormMode, RouterEdit, WriterEdit, gained, orthonormal, writer_edit
+from bruno.engine.edits.plan import EditRules, Part, Plan, gains_of, kernel_weight, profile_factor, trial_directions
+from bruno.engine.edits.products import norms_of
 from bruno.engine.edits.trial import Kernel, TrialEdit
 from bruno.engine.model.architectures import ATTENTION, Writer
 from bruno.errors import InputError
@@ -48,31 +40,6 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class EditRules:
-    """What is the same for every trial of a run.
-
-    Attributes:
-        norm_mode: which norms of an edited weight are kept.
-        layer_profile: factors on every strength, spread evenly from the first block to the last and interpolated; empty
-            for none.
-        compliance_strength: how much of `DirectionSet.compliance` the attention writers gain, relative to the strength
-            of the edit there; 0 or more. Nothing without such a direction.
-        heads: block to the attention heads that are edited; None edits whole outputs. The attention of a block that is
-            absent is not edited.
-        experts: block to the routed experts that are edited; None edits all. Those of a block that is absent are not
-            edited. Shared experts always are.
-        router: share s, 0 to 1, of W_g <- W_g (I - s w V V^T), w the strengths of the MLP component in that block.
-    """
-
-    norm_mode: NormMode = "column"
-    layer_profile: tuple[float, ...] = ()
-    compliance_strength: float = 0.0
-    heads: Mapping[int, tuple[int, ...]] | None = None
-    experts: Mapping[int, tuple[int, ...]] | None = None
-    router: float = 0.0
-
-
-@dataclass(frozen=True)
 class EditBatch:
     """Edits of T trials, by the writer's index in `find_writers`' list. Writers no trial touches are absent.
 
@@ -93,7 +60,7 @@ def build_edits(
     writers: Sequence[Writer],
     rules: EditRules | NormMode = "column",
 ) -> EditBatch:
-    """Turn trials into tensors (fp32; T = len(trials)). Reads each touched writer's weight once.
+    """Turn trials into tensors (fp32; T = len(trials)). Reads each touched writer's weight once, waits for nothing.
 
     Raises:
         InputError: a kernel names a component the model does not have, a direction index is out of range, or the rules
@@ -106,42 +73,72 @@ def build_edits(
         unknown = set(trial.kernels) - known
         if unknown:
             raise InputError(f"No component {', '.join(sorted(unknown))}: the model has {', '.join(sorted(known))}")
+    plans = _Plans(trials, directions, rules, writers)
     edits: dict[int, WriterEdit] = {}
     routers: dict[int, RouterEdit] = {}
     first_layer = [layers] * len(trials)
-    plans: dict[tuple[int, str, torch.device], _Plan] = {}  # experts of a block share theirs
     for index, writer in enumerate(writers):
-        edited = [is_edited(trial, directions, rules, writer) for trial in trials]
+        wanted = plans.wanted(writer)
+        edited = wanted if any(wanted) and _takes_part(writer, rules) else [False] * len(trials)
         if any(edited):
-            device = next(writer.module.parameters()).device
-            key = (writer.layer, writer.component, device)
-            if key not in plans:
-                plans[key] = _plan(trials, directions, rules, writer, device)
-            edits[index] = _edit_live(writer, plans[key], rules)
+            edits[index] = _edit_live(writer, plans.of(writer), rules)
         if rules.router and writer.mixture is not None:
-            blind = [_kernel_weight(trial, rules, directions, writer) != 0 for trial in trials]
-            edited = [a or b for a, b in zip(edited, blind, strict=True)]
-            if any(blind) and writer.layer not in routers:
-                device = next(writer.module.parameters()).device
-                routers[writer.layer] = edit_router(trials, directions, rules, writer, device)
+            edited = [a or b for a, b in zip(edited, wanted, strict=True)]
+            if any(wanted) and writer.layer not in routers:
+                routers[writer.layer] = _router_edit(plans.of(writer, stream=True), rules)
         for t, touched in enumerate(edited):
             if touched:
                 first_layer[t] = min(first_layer[t], writer.layer)
     return EditBatch(trials=len(trials), edits=edits, first_layer=tuple(first_layer), routers=routers)
 
 
+class _Plans:
+    """A plan for each component and device that has writers, made when the first of them is edited."""
+
+    def __init__(
+        self, trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writers: Sequence[Writer]
+    ) -> None:
+        self._shared = trials, directions, rules
+        self._writers = writers
+        self._plans: dict[tuple[str, torch.device, bool], Plan] = {}
+        self._wanted: dict[tuple[str, int], list[bool]] = {}
+
+    def wanted(self, writer: Writer) -> list[bool]:
+        """For each trial, whether its kernel reaches the writer's component in its block."""
+        trials, directions, rules = self._shared
+        key = writer.component, writer.layer
+        if key not in self._wanted:
+            self._wanted[key] = [kernel_weight(trial, rules, directions, *key) != 0 for trial in trials]
+        return self._wanted[key]
+
+    def of(self, writer: Writer, *, stream: bool = False) -> Part:
+        component, device = writer.component, writer.parameter.device
+        key = component, device, stream
+        if key not in self._plans:
+            same = [w for w in self._writers if w.component == component and w.parameter.device == device]
+            self._plans[key] = Plan(*self._shared, component, gains_of(same), device, stream=stream)
+        return self._plans[key].of(writer.layer)
+
+
 def is_edited(
     trial: TrialEdit, directions: DirectionSet, rules: EditRules, writer: Writer, expert: int | None = None
 ) -> bool:
     """Whether a trial changes a writer's weight; of fused experts, one of them, or any where `expert` is None."""
+    return (
+        _takes_part(writer, rules, expert)
+        and kernel_weight(trial, rules, directions, writer.component, writer.layer) != 0
+    )
+
+
+def _takes_part(writer: Writer, rules: EditRules, expert: int | None = None) -> bool:
+    """Whether the rules' heads and experts leave the writer in."""
     if rules.heads is not None and writer.component == ATTENTION and not rules.heads.get(writer.layer):
         return False
-    if writer.mixture is not None:
-        number = writer.expert if expert is None else expert
-        chosen = _experts(writer, rules)
-        if not chosen or (number is not None and number not in chosen):
-            return False
-    return _kernel_weight(trial, rules, directions, writer) != 0
+    if writer.mixture is None:
+        return True
+    number = writer.expert if expert is None else expert
+    chosen = _experts(writer, rules)
+    return bool(chosen) and (number is None or number in chosen)
 
 
 def edit_weight(
@@ -155,8 +152,9 @@ def edit_weight(
 
     What `build_edits` does with the live weight: export gives the stored one, which a quantised search did not have.
     """
-    plan = _plan(trials, directions, rules, writer, weight.device)
-    return writer_edit(weight, *plan, rules.norm_mode, _columns(writer, rules, weight.device))
+    part = Plan(trials, directions, rules, writer.component, gains_of([writer]), weight.device).of(writer.layer)
+    columns = _columns(writer, rules, weight.device)
+    return writer_edit(weight, part.basis, part.strengths, rules.norm_mode, columns)
 
 
 def edit_router(
@@ -167,46 +165,12 @@ def edit_router(
     device: torch.device,
 ) -> RouterEdit:
     """The edit of the router of a routed expert's mixture. It reads the stream, so its directions have no gain."""
-    basis, strengths = _removed(trials, directions, rules, writer, device)
-    return RouterEdit(read=basis, write=-rules.router * strengths[..., None] * basis)
+    plan = Plan(trials, directions, rules, writer.component, {writer.layer: None}, device, stream=True)
+    return _router_edit(plan.of(writer.layer), rules)
 
 
-_Plan = tuple[torch.Tensor, torch.Tensor]
-
-
-def _plan(
-    trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer, device: torch.device
-) -> _Plan:
-    """What a writer's output loses and gains: orthonormal directions [T, k, d] and strengths [T, k], without its weight."""
-    basis, strengths = _removed(trials, directions, rules, writer, device)
-    basis = gained(basis, writer.post_norm_gain)
-    compliance = directions.compliance
-    if rules.compliance_strength and compliance is not None and writer.component == ATTENTION:
-        added = gained(compliance[writer.layer + 1].to(device)[None], writer.post_norm_gain)[0]
-        kernels = [_kernel_weight(trial, rules, directions, writer) for trial in trials]
-        strength = rules.compliance_strength * torch.tensor(kernels, device=device)
-        return with_added(basis, strengths, added, strength)
-    return basis, strengths
-
-
-def _kernel_weight(trial: TrialEdit, rules: EditRules, directions: DirectionSet, writer: Writer) -> float:
-    """kernel(l) x profile(l) of the writer's component, 0 without a kernel."""
-    kernel = trial.kernels.get(writer.component)
-    if kernel is None:
-        return 0.0
-    layers = directions.vectors.shape[0] - 1
-    return kernel.weight(writer.layer) * profile_factor(rules.layer_profile, writer.layer, layers)
-
-
-def _removed(
-    trials: Sequence[TrialEdit], directions: DirectionSet, rules: EditRules, writer: Writer, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions [T, k, d] that leave the stream at the writer's block, and how much of each, [T, k]."""
-    basis = torch.stack([trial_directions(trial, directions, writer.layer) for trial in trials]).to(device)
-    kernels = torch.tensor([_kernel_weight(trial, rules, directions, writer) for trial in trials])
-    relative = directions.weights.cpu().expand(len(trials), -1).clone()
-    relative[:, 1:] *= torch.tensor([trial.further for trial in trials])[:, None]
-    return basis, (kernels[:, None] * directions.calibration * relative).to(device)
+def _router_edit(part: Part, rules: EditRules) -> RouterEdit:
+    return RouterEdit(read=part.basis, write=-rules.router * part.strengths[..., None] * part.basis)
 
 
 def _columns(writer: Writer, rules: EditRules, device: torch.device) -> torch.Tensor | None:
@@ -220,9 +184,9 @@ def _columns(writer: Writer, rules: EditRules, device: torch.device) -> torch.Te
     absent = [head for head in chosen if not 0 <= head < writer.heads]
     if absent:
         raise InputError(f"{writer.name} has heads 0 to {writer.heads - 1}, not {absent[0]}")
-    mask = torch.zeros(writer.heads, writer.weight_shape[1] // writer.heads, dtype=torch.bool, device=device)
+    mask = torch.zeros(writer.heads, writer.weight_shape[1] // writer.heads, dtype=torch.bool)
     mask[chosen] = True
-    return mask.flatten()
+    return mask.flatten().to(device, non_blocking=True)
 
 
 def _experts(writer: Writer, rules: EditRules) -> frozenset[int]:
@@ -239,43 +203,18 @@ def _experts(writer: Writer, rules: EditRules) -> frozenset[int]:
     return chosen
 
 
-def _edit_live(writer: Writer, plan: _Plan, rules: EditRules) -> WriterEdit:
-    """The edit of a live writer that is edited; of fused experts, one weight in fp32 at a time."""
-    if not writer.experts:
-        weight = writer.weight()
-        return writer_edit(weight, *plan, rules.norm_mode, _columns(writer, rules, weight.device))
-    chosen = _experts(writer, rules)
-    edits = [
-        writer_edit(writer.weight(number), *plan, rules.norm_mode) if number in chosen else None
-        for number in range(writer.experts)
-    ]
-    return stack_experts(edits, writer.weight_shape[1])
-
-
-def profile_factor(profile: Sequence[float], layer: int, layers: int) -> float:
-    """The profile at a block: its factors lie evenly from block 0 to L - 1, with straight lines between. 1 without one."""
-    if not profile:
-        return 1.0
-    position = layer / max(layers - 1, 1) * (len(profile) - 1)
-    low = min(int(position), len(profile) - 1)
-    high = min(low + 1, len(profile) - 1)
-    return profile[low] + (position - low) * (profile[high] - profile[low])
-
-
-def trial_directions(trial: TrialEdit, directions: DirectionSet, layer: int) -> torch.Tensor:
-    """The directions a trial removes at a block, [k, d], orthonormal.
-
-    Block i's output is `directions.vectors[i + 1]` (0 is the embedding). Between two blocks the neighbours are
-    interpolated after each direction of the upper one is given the sign that agrees with the lower one's: an
-    eigenvector has none of its own, and a sum of opposites would vanish.
-    """
-    last = directions.vectors.shape[0] - 2
-    if trial.scope == "per layer":
-        return directions.vectors[layer + 1]
-    position = trial.direction_index
-    if position is None or not 0 <= position <= last:
-        raise InputError(f"A global direction needs an index from 0 to {last}, not {position}")
-    low = min(math.floor(position), last)
-    below, above = directions.vectors[low + 1], directions.vectors[min(low + 1, last) + 1]
-    signs = torch.where((below * above).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-    return orthonormal(torch.lerp(below, signs * above, position - low))
+def _edit_live(writer: Writer, part: Part, rules: EditRules) -> WriterEdit:
+    """The edit of a live writer that is edited, from its weight as it is kept."""
+    weight, mode = writer.stored(), rules.norm_mode
+    norms = None if mode == "none" else norms_of(writer, weight, -1 if mode == "row" else -2)
+    columns = experts = None
+    if writer.experts:
+        chosen = _experts(writer, rules)
+        if len(chosen) < writer.experts:
+            experts = torch.tensor([number in chosen for number in range(writer.experts)])
+            experts = experts.to(weight.device, non_blocking=True)
+    else:
+        columns = _columns(writer, rules, weight.device)
+    return writer_edit(
+        weight, part.basis, part.strengths, mode, columns, pieces=part.pieces, norms=norms, experts=experts
+    )

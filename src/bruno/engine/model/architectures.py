@@ -108,16 +108,25 @@ class Writer:
         rows, columns = attrgetter("down_proj" if self.experts else "weight")(self.module).shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What holds W, in its own type and orientation."""
+        return attrgetter("down_proj" if self.experts else "weight")(self.module)
+
     def weight(self, expert: int = 0) -> torch.Tensor:
         """W as [d, d_in] in fp32, on the module's device; of one expert, where the writer holds many."""
-        weight = attrgetter("down_proj" if self.experts else "weight")(self.module)
-        weight = weight[expert] if self.experts else weight
+        weight = self.parameter[expert] if self.experts else self.stored()
+        return (weight.detach().T if self.transposed and self.experts else weight).float()
+
+    def stored(self) -> torch.Tensor:
+        """W as [d, d_in], or [E, d, d_in] of fused experts, in the type it is kept in; a view, but for packed weights."""
+        weight = self.parameter
         if type(weight).__module__.startswith("bitsandbytes"):  # NF4 and 8-bit weights are packed
             from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
             weight = dequantize_bnb_weight(weight, getattr(self.module, "state", None))
         weight = weight.detach()
-        return (weight.T if self.transposed else weight).float()
+        return weight.mT if self.transposed else weight
 
 
 def decoder_config(model: PreTrainedModel):
