@@ -149,6 +149,11 @@ def parser(about_it: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def peak_gib(device: torch.device) -> float | None:
-    """Most memory that torch held on the device, in GiB; None on a CPU."""
-    return round(torch.cuda.max_memory_reserved(device) / 2**30, 2) if device.type == "cuda" else None
+def peak(device: torch.device) -> dict[str, float] | None:
+    """Most memory in use on the device, and most that torch held, in GB (1e9 bytes); None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return {
+        "in_use": round(torch.cuda.max_memory_allocated(device) / 1e9, 2),
+        "held": round(torch.cuda.max_memory_reserved(device) / 1e9, 2),
+    }

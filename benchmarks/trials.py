@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import torch
-from shapes import SHAPES, about, parser, peak_gib, prompts, random_trial, shape_model, timed
+from shapes import SHAPES, about, parser, peak, prompts, random_trial, shape_model, timed
 
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.build import EditRules, build_edits
@@ -75,7 +75,7 @@ def measure(options) -> dict[str, object]:
                         one_batch(loaded, session, directions, trials, prepared_bad, prepared_good, base, options)
                     )
             report[f"together_{size}"] = summary(runs, size)
-    return report | {"peak_gib": peak_gib(device)}
+    return report | {"peak_gb": peak(device)}
 
 
 def one_batch(loaded, session, directions, trials, bad, good, base, options) -> dict[str, float]:

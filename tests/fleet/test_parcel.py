@@ -60,6 +60,7 @@ def test_it_requires_what_the_engine_extra_does_and_what_the_packed_files_import
     assert not [
         line for line in required if line.startswith(("vastai", "textual", "fabric", "anthropic", "sqlmodel", "wheel"))
     ]
+    assert {line for line in required if "liger-kernel" in line} == {'liger-kernel>=0.8.5; extra == "gpu"'}
     assert headers["Requires-Python"] == metadata.metadata("bruno")["Requires-Python"]
 
 

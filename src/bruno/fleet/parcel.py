@@ -35,6 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _building = Lock()
 """Several instances may be installed at once, and Python 3.11's parser is not safe in several threads at once."""
 
+_EXTRAS = ("gpu", "postgres")
+
 
 def build(folder: Path) -> Path:
     """Write `bruno_engine-<version>+<digest>-py3-none-any.whl` into `folder` and return its path. No network.
@@ -100,7 +102,7 @@ def _travels(name: str) -> bool:
 def _headers(sources: dict[str, bytes]) -> str:
     """Requires-Python and Requires-Dist: the `engine` extra, and of the console's own requirements those that are imported.
 
-    The `postgres` extra stays one: only workers that share a database need its driver.
+    Some extras stay extras: only workers that share a database need its driver, only GPUs the kernels for them.
     """
     try:
         ours = metadata.distribution("bruno")
@@ -111,19 +113,20 @@ def _headers(sources: dict[str, bytes]) -> str:
     known = _distributions()
     imported = {_plain(name) for module in _imports(sources) for name in known.get(module, ())}
     chosen: set[str] = set()
-    drivers: set[str] = set()
+    further: set[str] = set()
     for requirement in ours.requires or ():
         text, _, marker = (part.strip() for part in requirement.partition(";"))
         match = _NAME.match(text)
-        if 'extra == "postgres"' in marker.replace("'", '"'):
-            drivers.add(text)
+        further.update(
+            f'{text}; extra == "{name}"' for name in _EXTRAS if f'extra == "{name}"' in marker.replace("'", '"')
+        )
         if 'extra == "engine"' in marker.replace("'", '"') or (not marker and match and _plain(match[0]) in imported):
             chosen.add(text)
     lines = [
         f"Requires-Python: {ours.metadata['Requires-Python']}",
         *(f"Requires-Dist: {text}" for text in sorted(chosen)),
-        *(["Provides-Extra: postgres"] if drivers else []),
-        *(f'Requires-Dist: {text}; extra == "postgres"' for text in sorted(drivers)),
+        *(f"Provides-Extra: {name}" for name in _EXTRAS),
+        *(f"Requires-Dist: {line}" for line in sorted(further)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ touched: the hooks stay around the same modules. A checkpoint is never written f
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,8 @@ def fuse(model: PreTrainedModel, writers: Sequence[Writer], emit: Emit) -> None:
 def _liger(model: PreTrainedModel, writers: Sequence[Writer]) -> str:
     """Apply Liger's kernels; why they were not, or "" when they were."""
     if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
+        return "liger-kernel is not installed (pip install 'bruno[gpu]')"
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells of every accelerator that is not there
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
 
     kind = model.config.model_type
