@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import paramiko
 import pytest
 from pydantic import ValidationError
 
@@ -381,3 +382,51 @@ def test_the_sandbox_testifies(place: Place) -> None:
     )
     place.operator.act(card, permit, on_event=lambda _: None, cancel=Event())
     assert [act["operation"] for act in place.control.acts()[before:]] == ["stop"]
+
+
+# --- what a machine says before it is asked: the banner and the message of the day reach nobody ---
+
+
+def test_what_a_machine_says_at_the_door_reaches_nobody(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """The control: a plain client does get both. bruno reads neither, shows neither, keeps neither."""
+    base = place.folder / "instances" / str(place.mine) / "etc"
+    base.mkdir()
+    said = payloads(place.mine, place.other)
+    for file in ("issue.net", "motd"):
+        (base / file).write_text("".join(f"DOOR {text} \x1b]0;x\x07\x1b[6n\n" for text in said))
+    banner, greeting = _at_the_door(place)
+    assert all(f"DOOR {text}" in banner for text in said)
+    assert all(f"DOOR {text}" in greeting for text in said)
+    before = (place.control.acts(), _world(place))
+    shown = place.shown(place.ask("concern: it looks stuck")) + place.shown_run()
+    shown += place.shown(place.ask(f"exec uptime on {place.mine}")) + place.shown(
+        place.ask(f"stop instance {place.mine}")
+    )
+    assert f"C.{place.mine}" in shown, "the machine was not read at all"
+    kept = "".join(
+        path.read_bytes().decode("utf-8", "replace") for path in place.operator.paths.home.rglob("*") if path.is_file()
+    )
+    for where in (shown, kept, *capfd.readouterr()):
+        assert "DOOR" not in where
+    assert (place.control.acts(), _world(place)) == before
+
+
+def _at_the_door(place: Place) -> tuple[str, str]:
+    """What a client with the same key that asks for a shell on a terminal is told: before it is let in, and after."""
+    endpoint = place.operator.world.vast.instance(place.mine).endpoints[0]
+    transport = paramiko.Transport((endpoint.host, endpoint.port))
+    try:
+        key = paramiko.Ed25519Key.from_private_key_file(str(stop.key_pair(place.operator.paths.keys).private_path))
+        transport.connect(username=endpoint.user, pkey=key)
+        banner = (transport.get_banner() or b"").decode()
+        channel = transport.open_session()
+        channel.settimeout(10)
+        channel.get_pty()
+        channel.invoke_shell()
+        channel.sendall(b"exit\n")
+        heard = b""
+        while data := channel.recv(65536):
+            heard += data
+        return banner, heard.decode()
+    finally:
+        transport.close()

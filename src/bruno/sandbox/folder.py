@@ -82,6 +82,16 @@ class InstanceFolder:
         return self.base / "ssh_host_ed25519_key"
 
     @property
+    def issue(self) -> Path:
+        """What sshd sends before anybody is let in (its `Banner /etc/issue.net`), when the file is there."""
+        return self.base / "etc" / "issue.net"
+
+    @property
+    def motd(self) -> Path:
+        """What sshd prints at the begin of a session with a terminal, when the file is there."""
+        return self.base / "etc" / "motd"
+
+    @property
     def container_log(self) -> Path:
         """What the container's main process printed: the output of `onstart.sh`."""
         return self.base / "container.log"

@@ -76,6 +76,7 @@ class _Session:
 
     def __init__(self, process: asyncssh.SSHServerProcess[bytes], folder: InstanceFolder, limit: int | None) -> None:
         self.process = process
+        self.folder = folder
         self.terminal = process.term_type is not None
         self._transports: list[Any] = []
         argv = ["/bin/bash", "-c", process.command] if process.command is not None else ["/bin/bash", "-l"]
@@ -102,6 +103,8 @@ class _Session:
     async def run(self) -> None:
         """Carry data both ways; report the exit status when the session is over."""
         exited = _exited(self.child)
+        if self.terminal and self.process.command is None and self.folder.motd.is_file():
+            self.process.stdout.write(self.folder.motd.read_bytes().replace(b"\n", b"\r\n"))
         stdin = await self._open_writer(self._ours[0])
         readers = [await self._open_reader(fd) for fd in self._ours[1:]]
         outputs = [self.process.stdout, self.process.stderr]

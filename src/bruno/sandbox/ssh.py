@@ -207,7 +207,8 @@ class _Gatekeeper(asyncssh.SSHServer):
         self._ssh.left(self._connection)
 
     def begin_auth(self, username: str) -> bool:  # noqa: ARG002 asyncssh's signature
-        self._connection.send_auth_banner(_BANNER)
+        issue = self._ssh.folder.issue
+        self._connection.send_auth_banner(_BANNER + (issue.read_text("utf-8") if issue.is_file() else ""))
         return True
 
     def public_key_auth_supported(self) -> bool:
