@@ -33,6 +33,8 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 class ScriptedOperator:
     """Replies by exact words; remembers what it was asked and what it carried out."""
 
+    sandbox = False
+
     def __init__(self, replies: dict[str, Reply] | None = None) -> None:
         self.replies = replies or {}
         self.asked: list[object] = []

@@ -135,6 +135,44 @@ async def test_a_run_that_fails_says_why(make_app, operator) -> None:
         assert "! a says 1, b says 2" in drawn(app, "#run-facts")
 
 
+@pytest.mark.parametrize(
+    ("state", "stale"),
+    [
+        (RunState.STARTING, False),
+        (RunState.INSTALLING, False),
+        (RunState.SEARCHING, True),
+        (RunState.SAVING, True),
+        (RunState.COPYING, False),
+        (RunState.DONE, False),
+        (RunState.UNKNOWN, True),
+    ],
+)
+async def test_a_log_is_stale_only_while_it_should_grow(make_app, operator, state: RunState, stale: bool) -> None:
+    operator.run_views = (run_view(state=state, read_at=None),)
+    async with make_app().run_test(size=(160, 50)) as pilot:
+        app = await opened(pilot)
+        assert ("STALE" in drawn(app, "#run-facts")) is stale
+
+
+async def test_money_is_on_the_screen_of_a_narrow_terminal(make_app, operator) -> None:
+    operator.view = InstancesView(
+        known=True, rows=(instance_view(status="provisioning", intended="running"),), read_at=NOW
+    )
+    async with make_app().run_test(size=(60, 20)) as pilot:
+        app = await opened(pilot)
+        await pilot.press("f4")
+        wide = app.main.instances.table.columns
+        before = next(iter(wide.values())).get_render_width(app.main.instances.table)
+        operator.view = InstancesView(known=True, rows=(instance_view(),), read_at=NOW)
+        await pilot.press("r")
+        table = app.main.instances.table
+        await until(pilot, lambda: table.get_row_at(0)[0].plain == "▶ running", "the new list is drawn")
+        widths = [column.get_render_width(table) for column in table.columns.values()]
+        assert widths[0] < before
+        assert sum(widths[:3]) < 60
+        assert table.get_row_at(0)[2].plain == "$3.410/h"
+
+
 def test_facts_are_raw_and_complete() -> None:
     lines = facts(run_view(model_saved="/w/m", local_model="/home/m"), stale=True)
     assert "refusals   38/40 at the start" in lines
@@ -200,8 +238,8 @@ async def test_hostile_text_is_shown_and_does_nothing(make_app, operator) -> Non
         assert "<U+202E>" in text
         text += str(app.main.log_pane._border_title) + str(app.main.run_pane._border_title)
         row = app.main.instances.table.get_row_at(0)
-        assert row[2].plain.startswith("[@click=app.quit]press[/]")
-        assert not row[2].spans
+        assert row[3].plain.startswith("[@click=app.quit]press[/]")
+        assert not row[3].spans
         for pane in (app.main.log_pane, app.main.run_pane):
             assert "[@click=app.quit]press[/]" in pane._border_title.plain
             assert not pane._border_title.spans

@@ -68,6 +68,15 @@ def test_what_is_left_running() -> None:
     assert "no instance is rented" in "\n".join(words.left_running((), InstancesView(known=True)))
 
 
+def test_what_a_sandbox_leaves_is_ended_in_the_sandbox() -> None:
+    lines = words.left_running((run_view(),), InstancesView(known=True, rows=(instance_view(),)), sandbox=True)
+    assert [line.rpartition(". ")[2] for line in lines] == [
+        "bruno resume demo-1 --sandbox",
+        "bruno stop 101 --sandbox",
+    ]
+    assert words.left_running((), None, sandbox=True)[0].endswith("bruno instances --sandbox")
+
+
 @pytest.mark.parametrize("view", [None, InstancesView(known=False, problem="HTTP 500")])
 def test_an_unread_list_is_never_nothing(view: InstancesView | None) -> None:
     lines = "\n".join(words.left_running((), view))
