@@ -36,6 +36,8 @@ _CHUNK = 8  # tokens written before the host is told
 _FEWEST = 8  # rows below which nothing is gained by fewer
 _MOST = 1024  # rows of one wave
 _SPARE = 2 * 2**30  # bytes left for what a step computes in between
+_TOGETHER = 8  # trials: more are drawn with less knowledge of each other than they save time
+_PROMPT = 64  # tokens of a usual prompt
 _TRIED = 6  # tokens that `usable` writes
 
 
@@ -292,6 +294,19 @@ def room(loaded: LoadedModel, prepared: PreparedPrompts, longest: int) -> int:
     free = free_memory(loaded.device) + (buffers.bytes() if buffers is not None else 0)
     capacity = -(-(width + longest) // _STEP) * _STEP
     return max(1, min(_MOST, int((free - _SPARE - one_pass) / (capacity * by_position))))
+
+
+def trials_that_fit(loaded: LoadedModel, prompts: int, longest: int) -> int:
+    """How many trials are worth evaluating together: on a GPU up to `_TOGETHER`, as many as half of the free memory holds
+    the answers of; one on a CPU."""
+    if loaded.device.type != "cuda":
+        return 1
+    config = decoder_config(loaded.model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    by_position = 2 * loaded.layers * heads * size * loaded.dtype.itemsize
+    trial = by_position * prompts * (_PROMPT + longest)
+    return max(1, min(_TOGETHER, int(free_memory(loaded.device) / 2 / trial)))
 
 
 @torch.inference_mode()
