@@ -15,7 +15,7 @@ ROADS = {
     "fabric": {"fleet/*"},
     "paramiko": {"fleet/*"},
     "asyncssh": {"sandbox/*"},
-    "subprocess": {"sandbox/*", "fleet/local.py"},
+    "subprocess": {"sandbox/*", "fleet/local.py", "engine/crew.py"},
     "invoke": {"fleet/*"},
     "pty": {"sandbox/*"},
     "textual": {"tui/*"},

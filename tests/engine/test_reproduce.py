@@ -14,7 +14,8 @@ from bruno.engine.explain import read_report
 from bruno.engine.export.again import export_again, ranges, settings_of
 from bruno.engine.recipe import KL_TOLERANCE, RecordedTrial, compare_scores, read_recipe, recipe_of, write_recipe
 from bruno.engine.reproduce import Wish, open_run, reproduce, settings_for
-from bruno.engine.search.study import StudyMismatch, finished_trials
+from bruno.engine.search.storage import StudyMismatch
+from bruno.engine.search.study import finished_trials
 from bruno.errors import InputError
 from tests.engine.test_explain import log_of
 from tests.engine.test_run import finished, material, of  # noqa: F401  (fixtures)

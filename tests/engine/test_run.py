@@ -16,7 +16,7 @@ from bruno.engine.export.write import ExportFailed
 from bruno.engine.model.chat_format import encode
 from bruno.engine.run import run, short_name
 from bruno.engine.scoring.scores import kl_divergence, wilson_interval
-from bruno.engine.search.study import StudyMismatch
+from bruno.engine.search.storage import StudyMismatch
 from bruno.errors import BrunoError
 from bruno.settings.engine import EngineSettings
 from tests.engine.models import tiny_model, tiny_tokenizer

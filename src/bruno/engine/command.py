@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 AFTER = ("explain", "export", "reproduce")
 """Verbs on what a run left behind; each is a function of `after.py`."""
-VERBS = ("abliterate", "chat", *AFTER)
+VERBS = ("abliterate", "chat", "worker", *AFTER)
 
 _KEPT = "What was scored so far is kept; the same command goes on from there"
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if verb == "chat":
             return chat(rest)
+        if verb == "worker":
+            return worker(rest)
         if verb in AFTER:
             from bruno.engine import after
 
@@ -80,6 +82,58 @@ def load_settings(argv: Sequence[str]) -> EngineSettings:
     if not given.get("model"):
         raise InputError("No model was named", fix="Give a hub id, a local folder, or demo")
     return EngineSettings.model_validate(given)
+
+
+def worker(argv: Sequence[str]) -> int:
+    """`worker --study NAME [--wait SECONDS] [settings]`: score trials of a study that a run has made, until it is whole.
+
+    The storage is better said in the environment (BRUNO_SEARCH__STORAGE) than here, where every user of the machine sees it.
+
+    Raises:
+        BrunoError: a wrong option or setting; what happens later is an event of the folder's log.
+    """
+    options, rest = _WorkerOptions(prog="worker", add_help=False, allow_abbrev=False).parse_known_args(list(argv))
+    from bruno.settings.load import load
+
+    settings = load(rest)
+    given = settings.model_dump(exclude_unset=True, include=set(EngineSettings.model_fields))
+    if options.with_parent:
+        _end_with_parent()
+
+    def work(folder: Path, emit: Emitter) -> int:
+        from bruno.engine.worker import Joining
+        from bruno.engine.worker import work as join
+
+        joining = Joining(given, wait=options.wait, deals=options.deal, kept=options.kept)
+        return 0 if join(joining, folder, emit) else INTERRUPTED
+
+    return in_folder(Path(given.get("out", "worker")), work)
+
+
+class _WorkerOptions(argparse.ArgumentParser):
+    """What a worker takes beside the engine's settings; the last three are for a run that starts its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument("--wait", type=float, default=0.0)
+        self.add_argument("--kept", type=Path, default=None)
+        self.add_argument("--deal", action="store_true")
+        self.add_argument("--with-parent", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"worker: {message}")
+
+
+def _end_with_parent() -> None:
+    """Stop as after Ctrl-C when our input ends: the run that started this worker is gone, whatever ended it."""
+    import threading
+
+    def wait() -> None:
+        while os.read(0, 1):  # not through sys.stdin, whose lock this thread would hold when the interpreter ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def model_id(name: str) -> str:
@@ -170,13 +224,13 @@ def in_folder(path: Path, work: Callable[[Path, Emitter], int], *, failures_logg
 def _explained(work: Callable[[Path, Emitter], int], folder: Path, emit: Emitter) -> int:
     """Import the heavy half and work; a study that cannot be written is an error of ours to explain."""
     tame_libraries(folder / "libraries.log")  # before anything imports them
-    from bruno.engine.search.study import STORAGE_ERRORS, innermost
+    from bruno.engine.search.storage import STORAGE_ERRORS, reason
 
     try:
         return work(folder, emit)
     except STORAGE_ERRORS as error:
         raise BrunoError(
-            f"The study cannot be read or written ({innermost(error)})", fix="Make room or check search.storage"
+            f"The study cannot be read or written ({reason(error)})", fix="Make room or check search.storage"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The run's folder: one engine at a time, and files that are whole or not there.
 
 Layout: `events.jsonl`, `study.sqlite3`, `directions.safetensors`, `report.json`, `libraries.log`, `engine.lock`, and
-one folder for each saved model.
+one folder for each saved model; in `workers`, one for each worker process of this machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DIRECTIONS_FILE = "directions.safetensors"
 STUDY_FILE = "study.sqlite3"
 REPORT_FILE = "report.json"
 PID_FILE = "engine.pid"
+WORKERS_FOLDER = "workers"
 
 
 class FolderInUse(BrunoError):

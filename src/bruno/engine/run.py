@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import optuna
+from filelock import FileLock
 
 from bruno import __version__
 from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
@@ -27,8 +28,10 @@ from bruno.engine.data.prompts import PromptSets, load_prompt_sets
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.build import EditRules, TrialEdit
 from bruno.engine.edits.session import EditSession
+from bruno.engine.crew import crew_of, worker_name
 from bruno.engine.events import (
     Emit,
+    Fallback,
     Finished,
     HeldOut,
     InitialScores,
@@ -44,7 +47,8 @@ from bruno.engine.export.write import export
 from bruno.engine.folder import STUDY_FILE
 from bruno.engine.menu import choose_trials
 from bruno.engine.model.architectures import find_mixtures
-from bruno.engine.model.loading import LoadedModel, load
+from bruno.engine.model.graphs import trials_that_fit
+from bruno.engine.model.loading import LoadedModel, load, locate
 from bruno.engine.model.routing import routing_health
 from bruno.engine.preparation import Preparation, Prepared
 from bruno.engine.recipe import recipe_of, write_recipe
@@ -52,14 +56,19 @@ from bruno.engine.report import write_report
 from bruno.engine.scoring.held_out import held_out_report
 from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.scoring.scores import Scorer
+from bruno.engine.scoring.screening import Glance, Screen
 from bruno.engine.search.choice import choose
 from bruno.engine.search.fingerprint import fingerprint
-from bruno.engine.search.space import Space
+from bruno.engine.search.screening import Screening, screening_report, screening_words
+from bruno.engine.search.space import Parameters, Space
+from bruno.engine.search.shared import Worker
+from bruno.engine.search.storage import on_server, open_study
 from bruno.engine.search.study import (
+    Evaluate,
     FinishedTrial,
     Plan,
+    Stop,
     finished_trials,
-    open_study,
     remaining,
     search,
     stop_on_signals,
@@ -80,12 +89,19 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
     began = time.monotonic()
     behaviour = load_behaviour(settings)
     settings, defaults = with_defaults(settings, behaviour)
-    _announce(settings, behaviour, defaults, folder, emit)
+    announce(settings, behaviour, defaults, folder, emit)
     prompts = load_prompt_sets(settings, behaviour, emit)
     seconds: dict[str, float] = {}
+    team = Team(worker_name(), folder, deals=True) if on_server(settings.search.storage) else None
+    if (crew := crew_of(settings, emit)) is not None:
+        team = Team(worker_name(), folder, deals=False)
+        identity = fingerprint(settings, behaviour, prompts, locate(settings))
+        with timed(seconds, "search"):
+            if not crew.search(place_of_study(settings, behaviour, folder), identity, folder, emit):
+                return False
     with timed(seconds, "load"):
         loaded = load(settings, emit)
-    the_run = Run(settings, behaviour, folder, emit, prompts, loaded, seconds)
+    the_run = Run(settings, behaviour, folder, emit, prompts, loaded, seconds, team)
     the_run.warn_of_little_room()
     if not the_run.search():
         return False
@@ -99,6 +115,21 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Team:
+    """A process's place among the workers of a shared study.
+
+    Args:
+        name: unique among them.
+        kept: the folder that keeps the directions for all workers of this machine.
+        deals: whether it deals out the study's trials.
+    """
+
+    name: str
+    kept: Path
+    deals: bool
+
+
 @dataclass
 class Run:
     """One run's parts, each made when it is first needed: a study that is already whole goes straight to saving."""
@@ -110,6 +141,8 @@ class Run:
     prompts: PromptSets
     loaded: LoadedModel
     seconds: dict[str, float] = field(default_factory=dict)
+    team: Team | None = None
+    """Set where others work on the same study."""
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -117,7 +150,11 @@ class Run:
 
     @cached_property
     def study(self) -> optuna.Study:
-        return open_study(*place_of_study(self.settings, self.behaviour, self.folder), self.identity)
+        place, team = place_of_study(self.settings, self.behaviour, self.folder), self.team
+        if team is None:
+            return open_study(*place, self.identity)
+        stored = self.settings.model_dump(mode="json") if team.deals else None
+        return open_study(*place, self.identity, heartbeat=self.settings.search.heartbeat, settings=stored)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -125,7 +162,11 @@ class Run:
         detects = detector(self.behaviour, self.settings)
         with timed(self.seconds, "directions"):
             preparation = Preparation(self.loaded, self.prompts, self.settings, detects, self.emit)
-            return preparation.make(self.folder, json.dumps(self.identity, sort_keys=True))
+            key = json.dumps(self.identity, sort_keys=True)
+            if self.team is None:
+                return preparation.make(self.folder, key)
+            with FileLock(self.team.kept / "directions.lock"):  # the first of them finds them, the others read them
+                return preparation.make(self.team.kept, key)
 
     @property
     def directions(self) -> DirectionSet:
@@ -143,7 +184,8 @@ class Run:
     @cached_property
     def batch(self) -> int:
         """Trials evaluated together. A CPU is busy with the rows of one; an accelerator is not."""
-        return self.settings.search.trial_batch or (1 if self.loaded.device.type == "cpu" else 8)
+        longest = self.settings.scoring.max_new_tokens
+        return self.settings.search.trial_batch or trials_that_fit(self.loaded, len(self.prompts.bad_search), longest)
 
     @cached_property
     def session(self) -> EditSession:
@@ -171,6 +213,8 @@ class Run:
             rows=self.batch * len(self.prompts.bad_search),
         )
         scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
+        if scorer is not None and self.settings.search.screening > 1:
+            plan = replace(plan, screening=self._screening(scorer))
 
         def evaluate(edits: Sequence[TrialEdit], rows: int, known: Sequence[Known]) -> list[Scores | Stopped | str]:
             if scorer is None:
@@ -179,10 +223,50 @@ class Run:
             return self._with_healthy_routing(scorer, scorer.score_against(against, edits, rows))
 
         with timed(self.seconds, "search"), stop_on_signals() as stop, self.session:
-            whole = search(self.study, self.space, evaluate, plan, self.emit, stop)
+            whole = self._search(evaluate, plan, stop)
+        self._say_screening()
         if not whole:
             self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
         return whole
+
+    def _search(self, evaluate: Evaluate, plan: Plan, stop: Stop) -> bool:
+        team = self.team
+        if team is None:
+            return search(self.study, self.space, evaluate, plan, self.emit, stop)
+        worker = Worker(
+            self.study,
+            self.space,
+            evaluate,
+            plan,
+            self.emit,
+            stop,
+            name=team.name,
+            heartbeat=self.settings.search.heartbeat,
+            dealer=team.deals,
+        )
+        whole = worker.work()
+        if whole:
+            text = f"The study {self.study.study_name} is whole: {plan.trials} trials, {worker.scored} of them by this worker"
+            self.emit(Notice(text=text))
+        return whole
+
+    def _say_screening(self) -> None:
+        found = screening_report(self.study)
+        if found and self.settings.search.screening > 1:
+            self.emit(Notice(text=screening_words(found, len(self.prompts.bad_search))))
+
+    def _screening(self, scorer: Scorer) -> Screening | None:
+        """How the search is to screen; None, and said, where the base model has no refusal to compare with."""
+        screen = Screen(scorer)
+        if not screen.possible:
+            reason = "the untouched model shows no behaviour on these prompts"
+            self.emit(Fallback(method="screening", reason=reason, instead="trials as they are drawn"))
+            return None
+
+        def look(candidates: Sequence[Parameters]) -> list[Glance]:
+            return screen.glance([self.space.edit(each) for each in candidates])
+
+        return Screening(look, self.space, self.settings.search.screening, scorer.prompts)
 
     def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores | Stopped]) -> list[Scores | Stopped | str]:
         """The scores of a batch that is still active; the reason instead where its routing collapsed."""
@@ -329,9 +413,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = round(time.monotonic() - began, 1)
 
 
-def _announce(
-    settings: EngineSettings, behaviour: Behaviour, defaults: list[Default], folder: Path, emit: Emit
-) -> None:
+def announce(settings: EngineSettings, behaviour: Behaviour, defaults: list[Default], folder: Path, emit: Emit) -> None:
     """Say what is about to run, and which defaults of the behaviour were taken."""
     emit(
         RunStarted(

@@ -178,6 +178,10 @@ class Search(Group):
     """First-token KL divergence (nats) above which `auto_select` takes no trial, unless every trial is above it (it says so)."""
     stop_dominated: bool = True
     """Stop reading a trial's answers once another is certain to be better in refusals and KL at once. It changes no choice."""
+    screening: int = Field(default=0, ge=0, le=64)
+    """Candidates for each trial, of which forward passes alone choose the one that is read in full (0 = none).
+
+    It pays where answers take much longer than one pass over the prompts."""
     warm_start: bool = True
     """Enqueue the family's known good settings before random ones."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 1
@@ -185,7 +189,9 @@ class Search(Group):
 
     With one, a run is repeatable to the last digit; with more, which trials come next depends on who is faster."""
     heartbeat: int = Field(default=30, ge=1)
-    """Seconds between a worker's signs of life. One silent for four times as long counts as dead, and its trials are given out again."""
+    """Seconds between a worker's signs of life.
+
+    One that is silent for four times as long counts as dead, and its trials are given out again."""
 
     @field_serializer("storage", when_used="json")
     def _without_password(self, storage: str) -> str:

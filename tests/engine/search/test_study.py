@@ -12,7 +12,8 @@ import torch
 from bruno.engine.events import OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
 from bruno.engine.scoring.scores import Scores
 from bruno.engine.search.space import Space
-from bruno.engine.search.study import Plan, Stop, StudyMismatch, finished_trials, open_study, search, stop_on_signals
+from bruno.engine.search.storage import StudyMismatch, open_study
+from bruno.engine.search.study import Plan, Stop, finished_trials, search, stop_on_signals
 from bruno.errors import BrunoError
 
 SPACE = Space(30, ("attn.o_proj", "mlp.down_proj"))

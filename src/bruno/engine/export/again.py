@@ -15,7 +15,8 @@ from bruno.engine.events import Emit, RunStarted
 from bruno.engine.export.adapter import save_adapter
 from bruno.engine.recipe import recipe_of, write_recipe
 from bruno.engine.reproduce import open_run
-from bruno.engine.search.study import FinishedTrial, finished_trials, open_study
+from bruno.engine.search.storage import open_study
+from bruno.engine.search.study import FinishedTrial, finished_trials
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
 

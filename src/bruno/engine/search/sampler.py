@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import optuna
 
+from bruno.engine.search.screening import Screening, ScreeningSampler
 from bruno.engine.search.space import Parameters
 
 
@@ -25,19 +26,22 @@ class Seeding(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def screening(self) -> Screening | None: ...
+
+    @property
     def warm_starts(self) -> Sequence[Parameters]: ...
 
 
 def sampler_for(plan: Seeding, index: int, drawn: Parameters | None = None) -> optuna.samplers.BaseSampler:
     """The sampler of trial `index` (from 0): as a dead process drew it (`drawn`), or as a warm start says, or by TPE
-    seeded for this index."""
+    seeded for this index, whose draws are screened where the plan says so."""
     seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
     sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
     )
     fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
     if not fixed:
-        return sampler
+        return sampler if plan.screening is None else ScreeningSampler(sampler, plan.screening, seed=seed, turn=index)
     with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.PartialFixedSampler(fixed, sampler)

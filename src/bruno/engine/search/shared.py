@@ -210,7 +210,7 @@ class Worker:
         self._say_given_up(board)
         return True
 
-    def _persist(self, action):  # noqa: ANN001, ANN202  (as `persist`)
+    def _persist(self, action):
         return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
 
     def _take(self, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
@@ -318,9 +318,7 @@ class Worker:
         """Of the whole study, at its pace since this process began."""
         done, elapsed = len(board.decided), time.monotonic() - began
         left = elapsed / max(1, done - before) * (self.plan.trials - done)
-        self.emit(
-            Progress(completed=done, trials=self.plan.trials, elapsed_seconds=elapsed, remaining_seconds=left)
-        )
+        self.emit(Progress(completed=done, trials=self.plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
 
     def _say_given_up(self, board: Board) -> None:
         for index in sorted(board.given_up):

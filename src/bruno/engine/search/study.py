@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import optuna
-import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from bruno.engine.edits.trial import TrialEdit
@@ -38,24 +36,16 @@ from bruno.engine.events import (
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.search.sampler import sampler_for
+from bruno.engine.search.screening import Screening
 from bruno.engine.search.space import Parameters, Space
-from bruno.errors import BrunoError, InputError
 
 Evaluate = Callable[[Sequence[TrialEdit], int, Sequence[Known]], Sequence[Scores | Stopped | str]]
 """Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes), told the trials that were
 scored before, any of which may show that one of the batch need not be read to its end; the reason in words for a trial
 that is rejected."""
 
-STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
-"""What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
-
 ATTEMPTS = 3
 """How often a batch that runs out of memory is tried, each time with half the rows."""
-
-
-class StudyMismatch(InputError):
-    """The stored study was made from something else (model, prompts, settings, engine); going on would mix two
-    searches."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +72,7 @@ class Plan:
         seed: of the sampler.
         warm_starts: parameters of the first trials.
         rows: how many rows one batch needs at most (trials x prompts): where halving starts when memory runs out.
+        screening: chooses each trial that is no warm start among several candidates; None takes the first.
     """
 
     trials: int
@@ -90,6 +81,7 @@ class Plan:
     seed: int
     warm_starts: Sequence[Parameters] = ()
     rows: int = 0
+    screening: Screening | None = None
 
 
 class Stop:
@@ -120,68 +112,6 @@ def stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def open_study(storage: str, name: str, fingerprint: dict[str, str]) -> optuna.Study:
-    """The study of this name, made if it is not there.
-
-    Args:
-        storage: an Optuna storage URL, or the path of an SQLite file.
-        name: the study's name in that storage.
-        fingerprint: what the study's numbers depend on, part by part (`model`, `search prompts`, a setting's name ...).
-
-    Raises:
-        StudyMismatch: a study of that name was made from something else; the message lists what differs.
-        BrunoError: the storage cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        study = optuna.create_study(
-            storage=_storage(storage), study_name=name, directions=["minimize", "minimize"], load_if_exists=True
-        )
-        stored = study.user_attrs.get("fingerprint")
-        if stored is None:
-            study.set_user_attr("fingerprint", fingerprint)
-    except (*STORAGE_ERRORS, OSError, ValueError, ImportError) as error:
-        raise BrunoError(
-            f"The study storage {storage} cannot be opened ({innermost(error)})", fix="Check search.storage"
-        ) from error
-    if stored is not None and stored != fingerprint:
-        differing = sorted(key for key in {*stored, *fingerprint} if stored.get(key) != fingerprint.get(key))
-        changes = "; ".join(
-            f"{key}: {stored.get(key, 'nothing')} then, {fingerprint.get(key, 'nothing')} now" for key in differing
-        )
-        raise StudyMismatch(
-            f"The study {name} was made from something else ({changes})",
-            fix="Set it back to go on, or start afresh with another --out or --search.study",
-        )
-    return study
-
-
-def _storage(storage: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage for a URL or the path of an SQLite file.
-
-    SQLite writes ahead and syncs at checkpoints: a trial is some twenty commits, which a killed process loses none of
-    this way, and which would take longer than scoring it if each one waited for the disk.
-    """
-    if "://" in storage and not storage.startswith("sqlite"):
-        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-    path = storage.removeprefix("sqlite:///")
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        return connection
-
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
-
-
-def innermost(error: BaseException) -> str:
-    """The innermost cause in one line: Optuna and SQLAlchemy wrap the useful sentence in general ones."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
@@ -238,11 +168,11 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
             if each.index < first // plan.batch * plan.batch
         ]
         edits = [space.edit(trial.params) for trial in trials]
-        results, rows = _evaluate(evaluate, edits, known, plan, rows, emit)
+        results, rows = evaluate_batch(evaluate, edits, known, plan, rows, emit)
         for index, trial, result in zip(indices, trials, results, strict=True):
             if index != first:
                 emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
-            _tell(study, trial, index, result, emit)
+            tell(study, trial, index, result, emit)
             decided.add(index)
         done += len(indices)
         elapsed = time.monotonic() - started
@@ -266,6 +196,9 @@ def _abandoned(study: optuna.Study) -> dict[int, Parameters]:
     Its running trials are marked failed, so that the sampler no longer counts them as running.
     """
     drawn: dict[int, Parameters] = {}
+    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        # Dealt to workers that have gone: this process takes indices in their order, and asks for each itself.
+        study.ask()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
         if trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -289,7 +222,7 @@ def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Param
     return trial
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | Stopped | str, emit: Emit) -> None:
+def tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | Stopped | str, emit: Emit) -> None:
     """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already.
 
     A stopped trial breaks a constraint, that of having no more KL than the trial that is better: so the sampler learns
@@ -313,7 +246,7 @@ def _tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores |
     emit(TrialScored(trial=index + 1, **asdict(result)))
 
 
-def _evaluate(
+def evaluate_batch(
     evaluate: Evaluate, edits: list[TrialEdit], known: Sequence[Known], plan: Plan, rows: int, emit: Emit
 ) -> tuple[Sequence[Scores | Stopped | str], int]:
     """Scores of a batch, with half the rows after each time memory ran out; and the rows that worked, for the next
