@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from bruno.fleet.models import OfferQuery
 from bruno.guard.actions import CreateInstance, RegisterKey, RunPlaybook
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.runs import acting, job, runner
+from bruno.runs.database import address_of
 from bruno.runs.events import Kind, RunEvent
 from bruno.runs.playbook import load_playbook
 from bruno.runs.runner import Runner
 from bruno.runs.world import World
 from bruno.sandbox.thread import RunningSandbox
+from bruno.settings.engine import Search
+from tests.engine.postgres import PASSWORD, Server, server
 from tests.runs.conftest import confirm
 
 ENGINE = Path(__file__).with_name("worker_engine.py")
@@ -79,6 +82,11 @@ class Group:
             facts=(Fact(name="model_bytes", value=1e6, source="config"), Fact(name="trials", value=TRIALS, source="config")),
             cost=Cost(per_hour=sum(offer.dph_total for offer in offers)), created_at=created, expires_at=expires,
         )  # fmt: skip
+
+    def keep_study_in(self, url: str) -> None:
+        """The settings in force name this database; the plan its address alone."""
+        self.world.settings.search = Search(storage=url)
+        self.study = address_of(url).address
 
     def begin(self, instances: int = 2) -> Runner:
         plan = self.plan(instances)
@@ -242,3 +250,56 @@ def test_no_follow_ends_when_every_worker_is_launched(group: Group) -> None:
     launched = [event for event in group.told if event.kind is Kind.STEP_DONE and event.step == "launch"]
     assert len(launched) == 2
     assert group.carry_on() == "finished"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+def test_the_study_in_postgresql_is_reached_from_each_machine_and_its_password_is_in_no_record(
+    group: Group, postgres: Server
+) -> None:
+    group.keep_study_in(postgres.new_database("good"))
+    group.begin()
+    assert group.carry_on() == "finished"
+    for row in (1, 2):
+        number = group.instances()[f"{GROUP}-{row}"]["id"]
+        assert (
+            f"worker {row}: instance {number} reaches the study's database at 127.0.0.1:{postgres.port}" in group.said()
+        )
+    group.world.records.close()
+    for path in (path for path in group.world.paths.home.rglob("*") if path.is_file()):
+        assert not any(word in path.read_bytes() for word in (PASSWORD.encode(), b"rd-of-tests")), path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rd-of-tests", "rd-of-nobody", r"instance \d+ reaches 127.0.0.1:\d+, but postgresql.*://bruno@.* does not let it in"),
+        (":PORT/", ":1/", r"instance \d+ cannot reach 127.0.0.1:1, where the study is kept \(.*Connection refused\)"),
+    ],
+)  # fmt: skip
+def test_a_database_that_a_machine_cannot_use_is_named_before_its_worker_starts(
+    group: Group, postgres: Server, old: str, new: str, said: str
+) -> None:
+    group.keep_study_in(postgres.url.replace(old.replace("PORT", str(postgres.port)), new))
+    group.begin()
+    with pytest.raises(RunFailed, match=said):
+        group.carry_on()
+    assert [row.state for row in group.world.records.steps(GROUP) if row.name in ("reach", "launch")] == [
+        "failed",
+        "pending",
+    ]
+    assert not group.out(1).exists()
+
+
+def test_another_database_than_the_one_confirmed_is_refused(group: Group, postgres: Server) -> None:
+    group.keep_study_in(postgres.url)
+    group.begin()
+    group.world.settings.search = Search(storage=postgres.url.replace("/postgres", "/elsewhere"))
+    with pytest.raises(
+        RunFailed, match="this run keeps its study in .*/postgres, and search.storage is now .*/elsewhere"
+    ):
+        group.carry_on()
