@@ -134,3 +134,35 @@ def test_standing_instructions_hold_for_shell_lines(rule: str, value: str | None
     decision = judge(planned(remote(command)), Context(now=NOW, git_remote="origin", constraints=(said,)))
     assert (decision.verdict is Verdict.DENY) is denied
     assert (f"instruction-{rule.replace('_', '-')}" in {hit.rule for hit in decision.hits}) is denied
+
+
+def local(command: str) -> RunLocal:
+    verdict = check(command, git_remote="origin")
+    said = {"command": command, "level": verdict.verdict, "reasons": verdict.reasons, "wipes": wipes(verdict)}
+    return RunLocal.model_validate({**said, "folder": "/home/me", "seconds": 60})
+
+
+@pytest.mark.parametrize(
+    ("command", "verdict", "word"),
+    [
+        ("vastai stop instance 5", Verdict.CONFIRM, "yes 5"),
+        ("vastai destroy instance 34100201", Verdict.CONFIRM, "yes 34100201"),
+        ("vastai stop instances 5 6", Verdict.CONFIRM, "yes 5 6"),
+        ("sudo bash -c 'vastai stop instance 5'", Verdict.CONFIRM, "yes 5"),
+        ("python -m vastai reboot instance 7", Verdict.CONFIRM, "yes 7"),
+        ("vastai destroy instances 5 6", Verdict.DENY, "yes"),
+        ("vastai destroy instance 5; vastai destroy instance 6", Verdict.DENY, "yes"),
+        ("vastai destroy instance $ID", Verdict.DENY, "yes"),
+        ("vastai show instances -q | xargs -n1 vastai destroy instance", Verdict.DENY, "yes"),
+        ("for i in $(vastai show instances -q); do vastai stop instance $i; done", Verdict.DENY, "yes"),
+        ("vastai stop instance `cat id`", Verdict.DENY, "yes"),
+        ("vastai create instance 5 --image x", Verdict.CONFIRM, "yes"),
+        ("rm -rf build", Verdict.CONFIRM, "yes"),
+    ],
+)
+def test_a_line_that_stops_past_bruno_names_what_it_stops(command: str, verdict: Verdict, word: str) -> None:
+    decision = decide(planned(local(command)))
+    assert (decision.verdict, decision.word) == (verdict, word), decision.reasons
+    if word not in ("yes",):
+        warned = [hit.reason for hit in decision.warnings if hit.rule == "past-bruno"]
+        assert warned and "bruno looks which machine it is" in warned[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -21,6 +22,8 @@ WIPES = "/data"
 """Ending of the names of the rules (guardrails/commands) about all that is kept on a machine."""
 
 
+_AT_PROVIDER = frozenset({"vastai/stops", "vastai/destroys"})
+_ID = re.compile(r"(?<![\w.=-])\d{1,12}(?![\w.])")
 _ENDS = frozenset({"kill", "pkill", "killall", "skill", "shutdown", "reboot", "poweroff", "halt", "init", "telinit"})
 """Programs that end processes or the machine, whichever of their rules fires."""
 _GOES_AGAINST = {
@@ -38,6 +41,39 @@ def wipes(verdict: CommandVerdict) -> bool:
     return any(piece.rule.endswith(WIPES) for piece in verdict.pieces)
 
 
+def past_bruno(verdict: CommandVerdict) -> tuple[tuple[str, ...] | None, bool]:
+    """The instances that the line stops or destroys at the provider by itself, past bruno's own stop and destroy.
+
+    Returns:
+        Their ids as written, empty when it stops none, None when they are not known before it runs; and whether it destroys.
+    """
+    pieces = [piece for piece in verdict.pieces if piece.rule in _AT_PROVIDER]
+    ids: dict[str, None] = {}
+    for piece in pieces:
+        found = _ID.findall(piece.command)
+        if not found or "\N{HORIZONTAL ELLIPSIS}" in piece.command or re.search(r"[$`*?{]", piece.command):
+            return None, any(each.rule == "vastai/destroys" for each in pieces)
+        ids.update(dict.fromkeys(found))
+    return tuple(ids), any(piece.rule == "vastai/destroys" for piece in pieces)
+
+
+def _judge_past_bruno(verdict: CommandVerdict) -> Iterator[RuleHit]:
+    """A stop or a destroy that none of bruno's checks has seen: one that is known, and named by the person."""
+    ids, destroys = past_bruno(verdict)
+    does = "destroy" if destroys else "stop"
+    fix = f"Say `{does} {ids[0] if ids else 'NUMBER'}`: bruno looks which machine it is and what would be lost"
+    if ids is None:
+        yield RuleHit.deny("targets-unknown", f"which instances the line would {does} is not known before it runs", fix)
+    elif destroys and len(ids) > 1:
+        yield RuleHit.deny("one-destroy", f"the line destroys {len(ids)} instances", "One at a time")
+    elif ids:
+        reason = (
+            f"the line would {does} {', '.join(ids)} past bruno's own checks: nobody looks whether that is the right machine, "
+            f"whether its engine runs or whether its model is saved. {fix}"
+        )
+        yield RuleHit.warn("past-bruno", reason)
+
+
 def judge_commands(
     plan: Plan, rules: CommandRules | None, git_remote: str, constraints: tuple[SetConstraint, ...] = ()
 ) -> Iterator[RuleHit]:
@@ -53,6 +89,7 @@ def judge_commands(
                 yield RuleHit.deny("never-runs", f"the guard refuses this command, whatever is typed: {reasons}")
             elif stricter(verdict, action):
                 yield RuleHit.deny("verdict-changed", _changed(verdict, action), "Ask for the plan again")
+            yield from _judge_past_bruno(verdict)
             yield from _instructions(verdict, action, constraints)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, RunPlaybook, StartInstance
+from bruno.guard.actions import CreateInstance, DestroyInstance, Risk, RunCommand, RunLocal, RunPlaybook, StartInstance
 from bruno.guard.budget import judge_costs
 from bruno.guard.decision import Decision, RuleHit, Verdict
 from bruno.guard.holds import Hold, judge_holds
@@ -55,23 +55,37 @@ def judge(plan: Plan, context: Context) -> Decision:
     if denied:
         return Decision(verdict=Verdict.DENY, hits=hits, plan_id=plan.plan_id)
     if plan.risk > Risk.READ:
-        return Decision(verdict=Verdict.CONFIRM, hits=hits, word=confirm_word(plan, hits), plan_id=plan.plan_id)
+        word = confirm_word(plan, hits, _named(plan, context))
+        return Decision(verdict=Verdict.CONFIRM, hits=hits, word=word, plan_id=plan.plan_id)
     return Decision(verdict=Verdict.ALLOW, hits=hits, plan_id=plan.plan_id)
 
 
-def confirm_word(plan: Plan, hits: tuple[RuleHit, ...] = ()) -> str:
-    """`yes`; or `yes <label>` when a step cannot be undone or a rule asks for the label.
+def confirm_word(plan: Plan, hits: tuple[RuleHit, ...] = (), ids: tuple[str, ...] = ()) -> str:
+    """`yes`; or `yes <label>` when a step cannot be undone or a rule asks for the label; or `yes <ids>` when a shell line of the
+    plan stops or destroys these instances by itself.
 
     A label that cannot be typed (blanks, other scripts) gives way to the instance's id.
     """
     named = plan.risk is Risk.IRREVERSIBLE or any(hit.rule == "name-the-target" for hit in hits)
     targets = [step.action.target for step in plan.steps if getattr(step.action, "target", None)]  # pyright: ignore
     if not named or not targets:
-        return "yes"
+        return " ".join(("yes", *ids))
     if len(targets) > 1 and plan.run_id and _TYPABLE.fullmatch(plan.run_id):
         return f"yes {plan.run_id}"  # all of them are that run's
     target = targets[-1]
     return f"yes {target.label if _TYPABLE.fullmatch(target.label) else target.instance_id}"
+
+
+def _named(plan: Plan, context: Context) -> tuple[str, ...]:
+    """Instances that shell lines of the plan stop or destroy at the provider."""
+    lines = [step.action for step in plan.steps if isinstance(step.action, RunCommand | RunLocal)]
+    if not lines:
+        return ()
+    from bruno.guard.command import check
+    from bruno.guard.command_acts import past_bruno
+
+    found = [past_bruno(check(line.command, context.commands, git_remote=context.git_remote))[0] for line in lines]
+    return tuple(dict.fromkeys(one for ids in found for one in ids or ()))
 
 
 def _hits(plan: Plan, context: Context) -> Iterator[RuleHit]:
