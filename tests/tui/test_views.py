@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from textual.widgets import Log, Static
 
 from bruno.errors import Unreachable
-from bruno.operator.views import Happening, InstancesView, RunState
+from bruno.operator.views import Answer, Happening, InstancesView, RunState
 from bruno.tui.log_pane import new_lines
 from bruno.tui.poller import Poller, Snapshot
 from bruno.tui.run_pane import facts
@@ -133,6 +134,39 @@ async def test_a_run_that_fails_says_why(make_app, operator) -> None:
         assert "✘ failed" in drawn(app, "#run-head")
         assert "✘ killed: out of memory" in drawn(app, "#run-facts")
         assert "! a says 1, b says 2" in drawn(app, "#run-facts")
+
+
+async def test_a_reading_that_does_not_come_back_grows_old_on_the_screen(make_app, operator) -> None:
+    now = [NOW]
+    app = make_app()
+    app.clock = lambda: now[0]
+    stuck = threading.Event()
+    async with app.run_test(size=(160, 50)) as pilot:
+        await opened(pilot)
+        operator.runs = lambda: stuck.wait(30) and ()
+        now[0] += timedelta(minutes=2)
+        await until(pilot, lambda: "STALE" in drawn(app, "StatusBar"), "the data is called stale")
+        assert "read 2m 0s ago" in drawn(app, "StatusBar")
+        stuck.set()
+
+
+async def test_a_question_that_takes_long_is_said_to_be_asked(make_app, operator) -> None:
+    answer = threading.Event()
+
+    def slow(words: str, *, origin: object) -> Answer:
+        answer.wait(30)
+        return Answer(text="at last")
+
+    operator.ask = slow
+    app = make_app()
+    app.patience = 0.01
+    async with app.run_test() as pilot:
+        await opened(pilot)
+        await say(pilot, "what does it cost")
+        await until(pilot, lambda: "still asking" in talk(app), "it is said")
+        answer.set()
+        await until(pilot, lambda: "at last" in talk(app), "the answer")
+        assert "still asking" not in talk(app)
 
 
 @pytest.mark.parametrize(

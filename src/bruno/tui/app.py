@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 DRAW_SECONDS = 0.2
 """Happenings are drawn in batches, five times a second at most."""
+AGE_SECONDS = 1.0
+"""A reading that does not come back must not leave the last one looking new."""
 _WHILE_CONFIRMING = frozenset({"quit"})
 _ACTING = frozenset({"act_on_instance"})
 
@@ -91,6 +94,7 @@ class BrunoApp(Replies):
         self.set_keymap(self.user_keys)
         self._opened = asyncio.get_running_loop().create_future()
         self.set_interval(DRAW_SECONDS, self.draw_happenings)
+        self.set_interval(AGE_SECONDS, self._grow_older)
         self.call_after_refresh(self._after_first_frame)
 
     def _after_first_frame(self) -> None:
@@ -162,6 +166,10 @@ class BrunoApp(Replies):
         except Exception as error:  # noqa: BLE001 - a defect in a view must not end the console; it is written down
             self.snapshot = Snapshot(self.clock(), problem=self.write_down(error))
         self.main.show(self.snapshot)
+
+    def _grow_older(self) -> None:
+        if self._poller is not None and self.main.query(Conversation):
+            self.main.show(replace(self.snapshot, at=self.clock()))
 
     def draw_happenings(self) -> None:
         if not self.main.query(Conversation):  # the console is closing; what happened is in the records

@@ -57,6 +57,10 @@ class Conversation(VerticalScroll):
         """An answer or a notice; `level` as in a Happening."""
         self._add(safe(text), level)
 
+    def waiting(self, text: str) -> Static:
+        """A line that whoever waits takes away again."""
+        return self._add(f"… {safe(text)}", "waiting")
+
     def happened(self, at: datetime, level: str, text: str) -> None:
         """Something that happened, with its time and a glyph."""
         self._add(f"{at.astimezone():%H:%M:%S} {_GLYPHS.get(level, '·')} {safe_line(text, 1_000)}", level)

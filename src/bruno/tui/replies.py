@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from textual.app import App
+from textual.widgets import Static
 
 from bruno.errors import BrunoError
 from bruno.guard.sanitise import safe_line
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from bruno.operator.service import Operator
     from bruno.operator.views import Answer, Ask, Card, Happening, Reply, RunView
     from bruno.tui.main_screen import MainScreen
+
+
+STILL_ASKING = "still asking: the provider, the hub or a machine has not answered yet"
 
 
 class Replies(App[Leave]):
@@ -55,7 +59,7 @@ class Replies(App[Leave]):
 
         async def work() -> None:
             operator = await self.operator_when_open()
-            await self._conclude(await in_thread(lambda: operator.ask(text, origin=Origin.KEYBOARD)))
+            await self._conclude(await self._asked(lambda: operator.ask(text, origin=Origin.KEYBOARD)))
 
         self._start(work, "ask")
 
@@ -65,9 +69,20 @@ class Replies(App[Leave]):
 
         async def work() -> None:
             operator = await self.operator_when_open()
-            await self._conclude(await in_thread(lambda: operator.submit(intent, origin=Origin.KEYBOARD, words=text)))
+            await self._conclude(await self._asked(lambda: operator.submit(intent, origin=Origin.KEYBOARD, words=text)))
 
         self._start(work, "ask")
+
+    async def _asked(self, call: Callable[[], Reply]) -> Reply:
+        """The service's reply; a line says so while it takes long (a provider or a machine that does not answer)."""
+        said: list[Static] = []
+        patience = self.set_timer(self.patience, lambda: said.append(self.main.talk.waiting(STILL_ASKING)))
+        try:
+            return await in_thread(call)
+        finally:
+            patience.stop()
+            for line in said:
+                await line.remove()
 
     def carry_on(self, run: RunView) -> None:
         """Take up an unfinished run."""
@@ -158,8 +173,10 @@ class Replies(App[Leave]):
             return
         self.main.talk.typed(f"{letter}  {next(each.text for each in clarification.options if each.letter == letter)}")
         operator = await self.operator_when_open()
-        await self._conclude(await in_thread(lambda: operator.choose(clarification, letter, origin=Origin.KEYBOARD)))
+        await self._conclude(await self._asked(lambda: operator.choose(clarification, letter, origin=Origin.KEYBOARD)))
 
+    patience = 1.5
+    """Seconds without a reply before that is said; tests set it."""
     arm_seconds = 0.4
     """How long a question has to be on the screen before a key answers it; tests set it."""
 
