@@ -8,6 +8,7 @@ from torch import nn
 
 from bruno.engine.directions.find import Samples, find_directions
 from bruno.engine.events import OutOfMemory
+from bruno.engine.model import capture as module
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import EncodedPrompts, encode
 from bruno.errors import BrunoError
@@ -81,6 +82,37 @@ def test_out_of_memory_halves_the_batch_and_says_so() -> None:
     ]
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert torch.isfinite(captured).all()
+
+
+def test_rows_are_as_many_as_memory_holds_and_no_more_than_usual(monkeypatch) -> None:
+    loaded = loaded_model("llama")
+    prompts = encode(loaded.tokenizer, PROMPTS)
+    sizes: list[int] = []
+
+    def count(_module: nn.Module, _args: tuple, kwargs: dict) -> None:
+        sizes.append(len(kwargs["input_ids"]))
+
+    loaded.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    longest = max(map(len, prompts.ids))
+    row = longest * 4 * (3 * 80 + 12 * 48) + 4 * longest**2 + 8 * 5 * 48
+    expected = {0: [1] * 12, 2 * 5 * row: [5, 5, 2], 10**12: [8, 4]}
+    for free, batches in expected.items():
+        monkeypatch.setattr(module, "free_memory", lambda _, free=free: free)
+        sizes.clear()
+        capture(loaded, prompts, emit=lambda _: None)
+        assert sizes == batches
+
+
+def test_a_long_capture_says_how_far_it_is(monkeypatch) -> None:
+    loaded = loaded_model("llama")
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    events: list = []
+    capture(loaded, encode(loaded.tokenizer, PROMPTS), emit=events.append, rows=2)
+    assert [event.text for event in events] == [
+        "Captured 4 of 12 prompts: 0.2 a second, 40s left",
+        "Captured 8 of 12 prompts: 0.2 a second, 20s left",
+    ]
 
 
 def test_memory_that_holds_no_prompt_at_all_is_an_error() -> None:
