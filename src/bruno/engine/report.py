@@ -16,6 +16,7 @@ from bruno import __version__
 from bruno.engine.events import HeldOut
 from bruno.engine.folder import REPORT_FILE, write_json
 from bruno.engine.search.choice import pareto_front
+from bruno.engine.search.screening import screening_report
 from bruno.engine.search.study import FinishedTrial, finished_trials, stopped_trials
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def write_report(
             "wanted": run.settings.search.trials,
             "together": run.batch,
         },
+        "screening": screening_report(run.study),
         "front": [_trial(trial) for trial in pareto_front(trials)],
         "directions": {"used": run.directions.used, "skipped": run.directions.skipped},
         "edited": {"heads": _pairs(run.rules.heads), "experts": _pairs(run.rules.experts)},

@@ -23,15 +23,14 @@ import optuna
 from filelock import FileLock
 
 from bruno import __version__
+from bruno.engine.crew import crew_of, worker_name
 from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
 from bruno.engine.data.prompts import PromptSets, load_prompt_sets
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.build import EditRules, TrialEdit
 from bruno.engine.edits.session import EditSession
-from bruno.engine.crew import crew_of, worker_name
 from bruno.engine.events import (
     Emit,
-    Fallback,
     Finished,
     HeldOut,
     InitialScores,
@@ -47,8 +46,8 @@ from bruno.engine.export.write import export
 from bruno.engine.folder import STUDY_FILE
 from bruno.engine.menu import choose_trials
 from bruno.engine.model.architectures import find_mixtures
-from bruno.engine.model.graphs import trials_that_fit
 from bruno.engine.model.loading import LoadedModel, load, locate
+from bruno.engine.model.room import trials_that_fit
 from bruno.engine.model.routing import routing_health
 from bruno.engine.preparation import Preparation, Prepared
 from bruno.engine.recipe import recipe_of, write_recipe
@@ -56,12 +55,12 @@ from bruno.engine.report import write_report
 from bruno.engine.scoring.held_out import held_out_report
 from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.scoring.scores import Scorer
-from bruno.engine.scoring.screening import Glance, Screen
+from bruno.engine.scoring.screening import screening_for
 from bruno.engine.search.choice import choose
 from bruno.engine.search.fingerprint import fingerprint
-from bruno.engine.search.screening import Screening, screening_report, screening_words
-from bruno.engine.search.space import Parameters, Space
+from bruno.engine.search.screening import say_screening
 from bruno.engine.search.shared import Worker
+from bruno.engine.search.space import Space
 from bruno.engine.search.storage import on_server, open_study
 from bruno.engine.search.study import (
     Evaluate,
@@ -213,8 +212,9 @@ class Run:
             rows=self.batch * len(self.prompts.bad_search),
         )
         scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
-        if scorer is not None and self.settings.search.screening > 1:
-            plan = replace(plan, screening=self._screening(scorer))
+        if scorer is not None:
+            screening = screening_for(scorer, self.space, self.settings.search.screening, self.emit)
+            plan = replace(plan, screening=screening)
 
         def evaluate(edits: Sequence[TrialEdit], rows: int, known: Sequence[Known]) -> list[Scores | Stopped | str]:
             if scorer is None:
@@ -224,7 +224,7 @@ class Run:
 
         with timed(self.seconds, "search"), stop_on_signals() as stop, self.session:
             whole = self._search(evaluate, plan, stop)
-        self._say_screening()
+        say_screening(self.study, len(self.prompts.bad_search), self.emit)
         if not whole:
             self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
         return whole
@@ -249,24 +249,6 @@ class Run:
             text = f"The study {self.study.study_name} is whole: {plan.trials} trials, {worker.scored} of them by this worker"
             self.emit(Notice(text=text))
         return whole
-
-    def _say_screening(self) -> None:
-        found = screening_report(self.study)
-        if found and self.settings.search.screening > 1:
-            self.emit(Notice(text=screening_words(found, len(self.prompts.bad_search))))
-
-    def _screening(self, scorer: Scorer) -> Screening | None:
-        """How the search is to screen; None, and said, where the base model has no refusal to compare with."""
-        screen = Screen(scorer)
-        if not screen.possible:
-            reason = "the untouched model shows no behaviour on these prompts"
-            self.emit(Fallback(method="screening", reason=reason, instead="trials as they are drawn"))
-            return None
-
-        def look(candidates: Sequence[Parameters]) -> list[Glance]:
-            return screen.glance([self.space.edit(each) for each in candidates])
-
-        return Screening(look, self.space, self.settings.search.screening, scorer.prompts)
 
     def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores | Stopped]) -> list[Scores | Stopped | str]:
         """The scores of a batch that is still active; the reason instead where its routing collapsed."""

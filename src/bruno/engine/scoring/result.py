@@ -52,6 +52,21 @@ class Stopped:
     kl_tokens: float | None = None
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What forward passes alone say of an edit.
+
+    Attributes:
+        kl: as in `Scores`, nats; exact.
+        opening: mean over the bad prompts of log p(first token of the base model's refusal), nats; at most 0.
+        expected: sum of those probabilities: refusals, if every answer that begins as a refusal became one and no other.
+    """
+
+    kl: float
+    opening: float
+    expected: float
+
+
 Known = tuple[int, Scores]
 """A trial that was scored before: its number, from 1, and its scores."""
 

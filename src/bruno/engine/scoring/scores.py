@@ -173,6 +173,14 @@ class Scorer:
             for index, (kl, tokens, each) in enumerate(zip(kls, several, better, strict=True))
         ]
 
+    def divergences(self, edits: Sequence[TrialEdit]) -> list[float]:
+        """KL of the first token alone, nats, of T trials, which stay active."""
+        self._write(edits)
+        first = first_token_logprobs(
+            self.loaded, self.good, session=self.session, rows=self.settings.loading.batch_size
+        )
+        return [kl_divergence(self.base, edited) for edited in first]
+
     def _result(
         self, refusals: int, whole: bool, kl: float, kl_tokens: float | None, better: Known | None
     ) -> Scores | Stopped:
