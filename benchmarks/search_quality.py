@@ -176,7 +176,7 @@ def collect(run: Run, lines: Lines, part: int, parts: int, count: int) -> None:
         began = time.perf_counter()
         score = scorer.score([run.space.edit(parameters)])[0]
         row = row_of(index, parameters, score, time.perf_counter() - began)
-        lines.add(row | {"screened": [[round(v, 3) for v in each] for each in screen.measure()[0].tolist()]})
+        lines.add(row | {"screened": [round(value, 3) for value in screen.measure()[0].tolist()]})
 
 
 def below(rows: list[dict[str, Any]], refusals: int) -> dict[str, Any] | None:
