@@ -344,6 +344,21 @@ def abliterate(ctx: typer.Context) -> int:
     return engine.abliterate([*config, *ctx.args])
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+def worker(ctx: typer.Context) -> int:
+    """Join a search and score its trials. For example: bruno worker --study NAME (storage: BRUNO_SEARCH__STORAGE)."""
+    from bruno.cli import engine
+
+    if {"--help", "-h"} & set(ctx.args):
+        typer.echo(engine.worker_help())
+        return 0
+    config = ("--config", str(ctx.obj.config)) if ctx.obj.config else ()
+    return engine.worker([*config, *ctx.args])
+
+
 def _add_groups() -> None:
     from bruno.cli import audit, concern, config, guard, sandbox
 

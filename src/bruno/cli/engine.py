@@ -1,4 +1,4 @@
-"""`bruno abliterate` and `bruno chat`: the engine in this process, without a provider. Needs the `engine` extra.
+"""`bruno abliterate`, `bruno worker` and `bruno chat`: the engine in this process, without a provider. Needs the `engine` extra.
 
 The settings are read before torch is looked for, so that a typing error costs no seconds.
 """
@@ -21,6 +21,32 @@ def abliterate(arguments: Sequence[str]) -> int:
     load(arguments)
     need_engine()
     return engine_command("abliterate", *arguments)
+
+
+def worker(arguments: Sequence[str]) -> int:
+    """`bruno worker --study NAME [--wait SECONDS] [settings]`: score trials of a search that runs elsewhere too."""
+    need_engine()
+    return engine_command("worker", *arguments)
+
+
+def worker_help() -> str:
+    """What `bruno worker --help` prints."""
+    return _WORKER_HELP
+
+
+_WORKER_HELP = """\
+Usage: bruno worker --study NAME [--storage URL] [--wait SECONDS] [--out FOLDER] [--SETTING VALUE]...
+
+Join a search that a run has made (bruno abliterate with the same storage and study) and score its trials until it is
+whole. Any number of workers may join, one for each GPU. All that the numbers depend on comes from the study.
+
+  --study NAME      the study's name
+  --storage URL     where it is; better in the environment: BRUNO_SEARCH__STORAGE=postgresql://user@host/database
+  --wait SECONDS    how long to wait for the study to be made  [0]
+  --out FOLDER      a folder of this worker's own, for its log  [worker]
+
+Any setting that is this machine's own may follow (--loading.device cuda:1); bruno abliterate --help lists them. One that
+changes the numbers is refused."""
 
 
 def settings_help() -> str:

@@ -32,6 +32,7 @@ COMMANDS = frozenset(
             "exec",
             "chat",
             "abliterate",
+            "worker",
             "explain",
             "export",
             "reproduce",
