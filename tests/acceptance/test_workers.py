@@ -54,7 +54,7 @@ def test_one_yes_two_instances_one_study_one_model(bruno: Bruno, postgres: Serve
     console.expect("yes\\? ")
     console.sendline("yes")
     console.expect("worker 1: rent the instance: done")
-    os.kill(console.pid, signal.SIGKILL)
+    os.kill(console.pid or 0, signal.SIGKILL)
     console.close()
     (lost,) = bruno.instances()
     console = bruno.terminal("resume", "--sandbox", timeout=120)

@@ -277,7 +277,7 @@ def test_the_study_in_postgresql_is_reached_from_each_machine_and_its_password_i
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("rd-of-tests", "rd-of-nobody", r"instance \d+ reaches 127.0.0.1:\d+, but postgresql.*://bruno@.* does not let it in"),
+        ("rd-of-tests", "rd-of-nobody", r"reaches 127.0.0.1:\d+, but postgresql.*://bruno@.* does not let it in"),
         (":PORT/", ":1/", r"instance \d+ cannot reach 127.0.0.1:1, where the study is kept \(.*Connection refused\)"),
     ],
 )  # fmt: skip
@@ -300,6 +300,6 @@ def test_another_database_than_the_one_confirmed_is_refused(group: Group, postgr
     group.begin()
     group.world.settings.search = Search(storage=postgres.url.replace("/postgres", "/elsewhere"))
     with pytest.raises(
-        RunFailed, match="this run keeps its study in .*/postgres, and search.storage is now .*/elsewhere"
+        RunFailed, match=r"this run keeps its study in .*/postgres, and search.storage is now .*/elsewhere"
     ):
         group.carry_on()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bruno.guard.sanitise import SafeText, safe_line
+from bruno.guard.sanitise import SafeText, safe, safe_line
 
 if TYPE_CHECKING:
     from bruno.operator.views import InstancesView, InstanceView, OfferView, RunView, WorkerView
@@ -92,7 +92,9 @@ def run_line(run: RunView) -> SafeText:
 
 def worker_lines(run: RunView) -> tuple[SafeText, ...]:
     """A line for each instance of a run over several, the first of which makes the model; what went wrong stands last."""
-    return tuple(safe_line(_worker_line(worker), 400) for worker in run.workers)
+    return tuple(
+        safe(_worker_line(worker)) for worker in run.workers
+    )  # its columns are blanks, which safe_line takes out
 
 
 def _worker_line(worker: WorkerView) -> str:
@@ -103,7 +105,7 @@ def _worker_line(worker: WorkerView) -> str:
     rate = money(worker.per_hour, "/h") if worker.instance_id is not None else "-"
     role = "  makes the model" if worker.number == 1 and not worker.problem else ""
     line = f"worker {worker.number}  {state:<14} {where:<10} {scored + last:<21} {rate}"
-    return f"{line.rstrip()}{role}" + (f"  ✘ {worker.problem}" if worker.problem else "")
+    return f"{line.rstrip()}{role}" + (f"  ✘ {safe_line(worker.problem, 300)}" if worker.problem else "")
 
 
 def run_notes(run: RunView) -> tuple[SafeText, ...]:
