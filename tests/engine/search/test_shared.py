@@ -17,12 +17,12 @@ from bruno.engine.events import Notice, Progress, TrialFailed, TrialScored, Tria
 from bruno.engine.search import shared
 from bruno.engine.search.shared import RETRIES, Board, Worker, deal, fail_silent, look
 from bruno.engine.search.storage import StudyMismatch, check_fingerprint, join_study, open_study
-from bruno.engine.search.study import Stop, finished_trials, search
+from bruno.engine.search.study import Plan, Stop, finished_trials, search
 from bruno.errors import BrunoError, InputError
 from tests.engine.postgres import PASSWORD, server
-from tests.engine.search.test_study import FINGERPRINT, SPACE, bowl, plan
+from tests.engine.search.one_worker import BEAT, SPACE, TRIALS, bowl
 
-BEAT = 1
+FINGERPRINT = {"model": "m", "search prompts": "p"}
 SETTINGS = {"search": {"heartbeat": BEAT}}
 
 
@@ -39,6 +39,10 @@ def storage(request, tmp_path):
     return request.getfixturevalue("postgres").new_database(f"d{abs(hash(request.node.name))}")
 
 
+def plan(trials=20, batch=1, **more):
+    return Plan(trials=trials, batch=batch, startup=6, seed=3, **more)
+
+
 def opened(storage):
     return open_study(storage, "s", FINGERPRINT, heartbeat=BEAT, settings=SETTINGS)
 
@@ -46,7 +50,7 @@ def opened(storage):
 def worker(study, evaluate=bowl, *, dealer=True, name="w", events=None, stop=None, **settings):
     events = events if events is not None else []
     return Worker(
-        study, SPACE, evaluate, plan(**settings), events.append, stop or Stop(), name, BEAT, dealer, patience=20
+        study, SPACE, evaluate, plan(**settings), events.append, stop or Stop(), name, BEAT, dealer, patience=60
     )
 
 
@@ -58,37 +62,9 @@ def assert_whole(study, trials):
         assert trial.scores == bowl([SPACE.edit(trial.parameters)], 0)[0]
 
 
-CHILD = """
-import os, signal, sys, time
-from tests.engine.search.test_shared import *
-
-storage, name, seconds, freeze_at = os.environ["TEST_STORAGE"], sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-done = 0
-
-def slow(edits, rows, known):
-    global done
-    done += 1
-    print("scoring", flush=True)
-    if done == freeze_at:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(seconds)
-    return bowl(edits, rows)
-
-class Say(list):
-    def append(self, event):
-        for line in event.lines():
-            print(line, flush=True)
-
-work = worker(join_study(storage, "s", heartbeat=BEAT), slow, dealer=False, name=name, events=Say(), trials=TRIALS, batch=2)
-whole = work.work()
-print("whole" if whole else "stopped", work.scored, flush=True)
-"""
-TRIALS = 40
-
-
 def child(storage, name, seconds=0.05, freeze_at=0):
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, name, str(seconds), str(freeze_at)],
+        [sys.executable, "-m", "tests.engine.search.one_worker", name, str(seconds), str(freeze_at)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[3],
