@@ -9,9 +9,10 @@ import pytest
 import bruno.engine.model.generate as generation
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model import graphs
+from bruno.engine.model.capturable import wrong_token
 from bruno.engine.model.chat_format import encode
 from bruno.engine.model.generate import generate, prepare
-from bruno.engine.model.prefill import PreparedPrompts
+from bruno.engine.model.prepared import PreparedPrompts
 from tests.engine.model.test_generate import PROMPTS, RECURRENT, edits_for
 from tests.engine.models import CONFIGS, VISION, loaded_model
 
@@ -32,7 +33,7 @@ def test_every_family_writes_the_same_tokens_in_fixed_buffers(kind: str, monkeyp
     loaded = loaded_model(kind)
     prepared = prepare(loaded, encode(loaded.tokenizer, PROMPTS), emit=lambda _: None, rows=4)
     assert not prepared.graphs  # no GPU here
-    assert graphs.wrong_token(loaded, prepared) == ""
+    assert wrong_token(loaded, prepared) == ""
     assert generate(loaded, in_buffers(prepared), max_new_tokens=9) == generate(loaded, prepared, max_new_tokens=9)
     with EditSession(loaded.writers, max_trials=4) as session:
         session.write(edits_for(loaded))

@@ -17,7 +17,7 @@ from bruno.engine.edits.session import EditSession
 from bruno.engine.model.cache import decoding_cache, widened
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import Pass, PreparedBatch, PreparedPrompts
+from bruno.engine.model.prepared import Pass, PreparedBatch, PreparedPrompts
 
 
 @dataclass(frozen=True)

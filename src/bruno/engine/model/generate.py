@@ -15,21 +15,16 @@ import torch
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit
 from bruno.engine.model.cache import decoding_cache
+from bruno.engine.model.capturable import usable
 from bruno.engine.model.chat_format import EncodedPrompts
 from bruno.engine.model.decoding import Decoding, GrowingRows, Started, WholeRows, Written
-from bruno.engine.model.graphs import GraphedRows, room, usable
+from bruno.engine.model.graphs import GraphedRows
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import (
-    Pass,
-    PreparedBatch,
-    PreparedPrompts,
-    prefix_of_trials,
-    trial_pass,
-    trials_together,
-    with_states,
-)
+from bruno.engine.model.prefill import prefix_of_trials, trial_pass, trials_together, with_states
+from bruno.engine.model.prepared import Pass, PreparedBatch, PreparedPrompts
+from bruno.engine.model.room import room
 
 __all__ = ["Generation", "PreparedPrompts", "answer_logprobs", "first_token_logprobs", "generate", "prepare"]
 

@@ -15,30 +15,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from bruno.engine.edits.session import EditSession
-from bruno.engine.events import Emit, Fallback
 from bruno.engine.model.architectures import decoder_config
 from bruno.engine.model.decoding import Started, Written, moves
 from bruno.engine.model.loading import LoadedModel, first_line
-from bruno.engine.model.memory import free_memory, is_out_of_memory
+from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import PreparedPrompts, trial_pass, window_of
+from bruno.engine.model.prefill import window_of
+from bruno.engine.model.prepared import PreparedPrompts
 from bruno.engine.model.workspace import Buffers
 
 _STEP = 32  # positions; a multiple of 8, which the attention kernels want of a mask's rows
 _CHUNK = 8  # tokens written before the host is told
 _FEWEST = 8  # rows below which nothing is gained by fewer
-_MOST = 1024  # rows of one wave
-_SPARE = 2 * 2**30  # bytes left for what a step computes in between
-_TOGETHER = 8  # trials: more are drawn with less knowledge of each other than they save time
-_PROMPT = 64  # tokens of a usual prompt
-_TRIED = 6  # tokens that `usable` writes
+
+
+def capacity_of(positions: int) -> int:
+    """The positions that buffers, or a graph, have for so many."""
+    return -(-positions // _STEP) * _STEP
 
 
 class GraphedRows:
@@ -105,7 +105,7 @@ class GraphedRows:
     def _filled(self, prepared: PreparedPrompts, wave: list[Started], longest: int) -> Buffers:
         """Run the passes and put what they give into the buffers."""
         loaded, prefix, width = self._loaded, prepared.prefix, self._width
-        capacity = -(-(width + longest) // _STEP) * _STEP
+        capacity = capacity_of(width + longest)
         buffers: Buffers | None = None
         begin = 0
         for started in wave:
@@ -147,7 +147,7 @@ class GraphedRows:
     def _step(self) -> None:
         """One token for every active row: by a graph; where there is none yet, launched, and captured for the next
         time."""
-        rows, seen = self._active, min(-(-(self._at + 1) // _STEP) * _STEP, self._buffers.width)
+        rows, seen = self._active, min(capacity_of(self._at + 1), self._buffers.width)
         workspace = self._loaded.workspace
         key = (rows, seen, self._session.signature() if self._session is not None else None)
         graph = workspace.graphs.get(key)
@@ -281,81 +281,3 @@ class _Chunk:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.tokens.T.tolist()
-
-
-def room(loaded: LoadedModel, prepared: PreparedPrompts, longest: int) -> int:
-    """How many rows can be written together in the memory that is free."""
-    if not prepared.batches:
-        return _MOST
-    by_position = sum(t.nbytes / (t.shape[0] * t.shape[2]) for b in prepared.batches[0].blocks for t in b.positions)
-    width = max(item.mask.shape[1] for item in prepared.batches)
-    one_pass = max(len(item.batch.indices) * item.mask.shape[1] for item in prepared.batches) * by_position
-    buffers = loaded.workspace.buffers
-    free = free_memory(loaded.device) + (buffers.bytes() if buffers is not None else 0)
-    capacity = -(-(width + longest) // _STEP) * _STEP
-    return max(1, min(_MOST, int((free - _SPARE - one_pass) / (capacity * by_position))))
-
-
-def trials_that_fit(loaded: LoadedModel, prompts: int, longest: int) -> int:
-    """How many trials are worth evaluating together: on a GPU up to `_TOGETHER`, as many as half of the free memory holds
-    the answers of; one on a CPU."""
-    if loaded.device.type != "cuda":
-        return 1
-    config = decoder_config(loaded.model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    by_position = 2 * loaded.layers * heads * size * loaded.dtype.itemsize
-    trial = by_position * prompts * (_PROMPT + longest)
-    return max(1, min(_TOGETHER, int(free_memory(loaded.device) / 2 / trial)))
-
-
-@torch.inference_mode()
-def usable(loaded: LoadedModel, prepared: PreparedPrompts, emit: Emit) -> bool:
-    """Whether answers to these prompts can be written in fixed buffers: tried on a few of them, against whole passes.
-
-    False without an event where there is nothing to gain (no GPU), with one where this model or its placing forbids it.
-    """
-    if loaded.device.type != "cuda" or prepared.cache != "blocks" or not prepared.reuse or not prepared.batches:
-        return False
-    reason = _why_not(loaded, prepared)
-    if reason:
-        emit(Fallback(method="Captured CUDA graphs", reason=reason, instead="steps launched one by one"))
-    return not reason
-
-
-def _why_not(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
-    if len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1:
-        return "the model is spread over several devices"
-    if any(block.summary for block in prepared.batches[0].blocks):
-        return "some blocks keep a running state"
-    try:
-        wrong = wrong_token(loaded, prepared)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        return f"this model does not run with it: {first_line(error)}"
-    return wrong or loaded.workspace.refused
-
-
-def wrong_token(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
-    """Write a few tokens in the buffers and read them with whole passes; what is wrong with them, or ""."""
-    item = prepared.batches[0].rows(slice(0, 4))
-    some = replace(prepared, batches=[item])
-    started = Started([0], item, lambda: trial_pass(loaded, some, item, [prepared.prefix_blocks], None, [0]))
-    decoding = GraphedRows(loaded, some, [started], _TRIED, None)
-    written: dict[int, list[int]] = {int(i): [] for i in item.batch.indices}
-    for turn in range(2):
-        for _, prompt, tokens in decoding.tokens():
-            written[prompt] += tokens
-        if turn == 0:
-            decoding.step()
-    for prompt, answer in written.items():
-        ids = torch.tensor([[*prepared.prompts.ids[prompt], *answer[:-1]]], device=loaded.device)
-        positions = torch.arange(ids.shape[1], device=loaded.device)[None]
-        logits = logits_of(loaded, ids, torch.ones_like(ids), positions, None, keep=len(answer))[0].float()
-        chosen = logits.gather(1, torch.tensor(answer, device=loaded.device)[:, None])[:, 0]
-        short = (logits.max(-1).values - chosen).max().item()
-        # a tie within rounding may fall either way
-        if not short <= (0.25 if loaded.dtype.itemsize < 4 else 1e-3):
-            return f"a token lies {short:.2g} below the one that a whole pass writes"
-    return ""
