@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bruno.engine.directions.algebra import project_out
+from bruno.engine.directions import spectrum
+from bruno.engine.directions.algebra import project_out, working_device
 from bruno.engine.directions.find import DirectionSet, Samples, find_directions
 from bruno.engine.events import Fallback, Notice
 from bruno.errors import InputError
@@ -279,3 +280,32 @@ def test_protection_that_takes_everything_is_an_error_and_taking_a_layer_is_name
 def test_samples_that_cannot_be_used_are_refused(changes, message) -> None:
     with pytest.raises(InputError, match=message):
         found(replace(world(), **changes))
+
+
+def test_where_it_is_computed_and_how_captures_lie_in_memory_change_nothing() -> None:
+    samples, own = world(), torch.device("cpu")
+    settings = EngineSettings(directions=Directions(**ALL), protection=Protection(**GUARDED), edit=Edit(**ADDED))  # pyright: ignore[reportArgumentType]
+    turned = {
+        name: sample if sample is None or name == "refused" else sample.transpose(0, 1).contiguous().transpose(0, 1)
+        for name, sample in vars(samples).items()
+    }
+    one, other = (find_directions(s, settings, device=d) for s, d in ((samples, None), (Samples(**turned), own)))
+    for name in ("vectors", "weights", "separation", "strength", "compliance", "protected"):
+        assert torch.allclose(getattr(one, name), getattr(other, name), atol=1e-6)
+    assert one.calibration == pytest.approx(other.calibration)
+
+
+@pytest.mark.parametrize(("model_is_on", "computed_on"), [("cuda:1", "cuda:1"), ("cpu", "cpu"), ("mps", "cpu")])
+def test_a_device_without_double_precision_computes_nothing(model_is_on: str, computed_on: str) -> None:
+    assert working_device(torch.device(model_is_on)) == torch.device(computed_on)
+
+
+def test_layers_that_had_to_be_decomposed_are_named(monkeypatch) -> None:
+    expected = found(directions={"contrastive_pca": True}).vectors
+    monkeypatch.setattr(spectrum, "_LARGE", 1)
+    monkeypatch.setattr(spectrum, "_TOLERANCE", 0.0)
+    events: list = []
+    result = found(None, events.append, {"contrastive_pca": True})
+    assert torch.allclose(result.vectors, expected, atol=1e-6)
+    assert [event.method for event in events if isinstance(event, Fallback)] == ["fast contrastive PCA"]
+    assert "does not converge at 4 of 4 layers" in result.skipped["fast contrastive PCA"]

@@ -14,6 +14,7 @@ from torch import nn
 
 from bruno.engine.directions.algebra import normalise
 from bruno.engine.directions.find import DirectionSet
+from bruno.engine.edits.products import product
 from bruno.engine.events import Emit
 from bruno.engine.model.architectures import ATTENTION, Writer
 from bruno.engine.model.capture import last_positions
@@ -70,10 +71,9 @@ def choose_heads(attribution: torch.Tensor, share: float) -> Mapping[int, tuple[
 def _reads(writer: Writer, direction: torch.Tensor) -> torch.Tensor:
     """W_o^T v, [d_in] fp32: what of the projection's input ends up along the direction. Behind a post-norm of gain g
     that is W_o^T normalise(g * v), as in the edit itself."""
-    weight = writer.weight()
-    vector = direction.to(weight)
-    gain = writer.post_norm_gain
-    return weight.T @ (vector if gain is None else normalise(vector * gain.to(weight)))
+    weight, gain = writer.stored(), writer.post_norm_gain
+    vector = direction.float().to(weight.device)
+    return product((vector if gain is None else normalise(vector * gain.to(vector)))[None], weight)[0]
 
 
 def _mean_written(
