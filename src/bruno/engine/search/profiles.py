@@ -130,11 +130,14 @@ PROFILES: dict[str, Profile] = {
 }
 """`model_type` of the decoder's config -> its family's profile."""
 
-# One direction from a little past the middle, where single directions carry most of a refusal (Arditi et al. 2024,
-# arXiv:2406.11717, choose layers there), removed whole from everything, from attention alone, and each layer's own,
-# removed gently.
+# Each layer's own direction over the blocks about three quarters of the way, in three strengths: found by hand and by 1024
+# space-filling trials on the demo model (docs/engine.md), in shares of the depth. One direction from a little past the
+# middle, where single directions carry most of a refusal (Arditi et al. 2024, arXiv:2406.11717, choose layers there),
+# removed whole from everything and from attention alone: other models may want those.
 GENERAL: tuple[Profile, ...] = (
+    Profile("each layer's own, whole", 0.6, (1.05, 0.75, 0.7, 0.3), (1.0, 0.75, 0.5, 0.2), "per layer"),
+    Profile("each layer's own, not quite whole", 0.6, (0.9, 0.7, 0.7, 0.3), (0.9, 0.7, 0.5, 0.2), "per layer"),
+    Profile("each layer's own, more than whole", 0.6, (1.2, 0.7, 0.7, 0.25), (1.2, 0.7, 0.5, 0.25), "per layer"),
     Profile("everywhere, whole", 0.6, (1.0, 0.8, 1.0, 0.6), (1.0, 0.8, 1.0, 0.6)),
     Profile("attention alone, whole", 0.6, (1.0, 0.8, 1.0, 0.6), (-0.1, 0.8, 1.0, 0.6)),
-    Profile("each layer's own, gently", 0.6, (0.9, 0.7, 0.3, 0.4), (0.5, 0.7, 0.3, 0.4), "per layer"),
 )
