@@ -252,7 +252,7 @@ def run_to_its_end(
             return state
         if quiet():
             quiet = task.deadline(TELL_MINUTES)
-            task.tell(Kind.WAITING, f"{doing}: {last_words(local)}")
+            task.tell(Kind.WAITING, f"{doing}: {_in_short(last_words(local))}")
         if over():
             raise RunFailed(
                 f"{doing} takes longer than {minutes:g} minutes and goes on there: {last_words(local)}",
@@ -275,6 +275,11 @@ def last_words(local: Path) -> str:
         text = file.read().decode("utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     return str(safe_line(lines[-1], 300)) if lines else "nothing yet"
+
+
+def _in_short(words: str) -> str:
+    """pip's line about what is there already, without the folder and the chain of packages that asked for it."""
+    return re.sub(r"Requirement already satisfied: (\S+) .*", r"\1 is there already", words)
 
 
 def how_it_ended(state: JobState) -> str:
