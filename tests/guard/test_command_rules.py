@@ -8,7 +8,10 @@ import pytest
 
 from bruno.guard.command import check
 from bruno.guard.command_rules import load_command_rules
+from bruno.guard.rules import load_rules, shipped_folder
 from bruno.guard.shapes import Level
+from bruno.settings.load import resolve
+from bruno.settings.paths import Paths, own_guardrails
 
 RULE = """
 [ls]
@@ -80,3 +83,29 @@ def test_places_can_be_added_but_sinks_cannot(tmp_path: Path) -> None:
     rules = load_command_rules([tmp_path])
     assert check("rm -rf /workspace", rules).verdict == "refuse"
     assert check("ls > /etc/passwd", rules).level > Level.allow
+
+
+def test_a_wrong_file_is_told_once_by_the_examples_run(tmp_path: Path) -> None:
+    rules = with_file(tmp_path, "[ls")
+    assert rules.check_all() == [] and len(rules.problems) == 1
+    assert check("ls", rules).level is Level.typed_yes
+
+
+def test_the_users_and_the_projects_files_are_both_in_force(tmp_path: Path) -> None:
+    """A project can neither take the user's rules away nor point past them; bruno's own files in a checkout are no user's."""
+    project, user, named = tmp_path / "project", tmp_path / "user", tmp_path / "named"
+    for folder, word in ((project, "project"), (user, "user"), (named, "named")):
+        (folder / "guardrails" / "commands").mkdir(parents=True)
+        text = RULE.replace("/secrets", f"/{word}").replace("no-secrets-folder", word)
+        (folder / "guardrails" / "commands" / "own.toml").write_text(text, "utf-8")
+    (project / "config.toml").write_text(f'guardrails = "{named / "guardrails"}"\n')
+    settings = resolve({}, environ={}, cwd=project)
+    folders = own_guardrails(settings, Paths(home=tmp_path / "state", config=user / "config.toml"))
+    assert folders == [each / "guardrails" for each in (user, project, named)]
+    rules = load_command_rules(folders)
+    assert [check(f"ls /{word}", rules).verdict for word in ("project", "user", "named", "x")] == [
+        *["refuse"] * 3,
+        "allow",
+    ]
+    assert load_command_rules([shipped_folder()]).problems == []
+    assert load_rules([shipped_folder()]).problems == ()

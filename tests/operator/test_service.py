@@ -150,6 +150,16 @@ def test_a_saved_plan_is_found_again_and_a_changed_one_is_not(world) -> None:
         operator.saved_plan("0" * 64)
 
 
+def test_a_plan_with_a_secret_says_that_its_id_cannot_confirm_it(world) -> None:
+    operator, _ = world
+    secret = "hf_" + "a1" * 15
+    card = ask(operator, f"! curl -H 'Authorization: {secret}' http://127.0.0.1:1/")
+    operator.save_plan(card)
+    with pytest.raises(Denied, match="holds a secret") as caught:
+        operator.saved_plan(card.plan.plan_id)
+    assert "terminal" in caught.value.fix and secret not in str(caught.value)
+
+
 def test_runs_need_no_key(world) -> None:
     operator, _ = world
     ask(operator, "under 9 $/h")

@@ -34,7 +34,7 @@ def show_fit(flags: Flags, model: str, *, gpu: str | None, count: int, per_hour:
         size_class=about.size_class if about else "",
         hours=about.hours if about else 0,
         per_hour=per_hour,
-        rules=load_rules([own_guardrails(settings.guardrails)]).disk,
+        rules=load_rules(own_guardrails(settings)).disk,
     )
     if as_json:
         output.json({"kind": "fit", **said.model_dump(mode="json")})

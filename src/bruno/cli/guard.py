@@ -34,7 +34,7 @@ def _rules(ctx: typer.Context) -> CommandRules:
     from bruno.guard.command_rules import load_command_rules
     from bruno.settings.paths import own_guardrails
 
-    return load_command_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+    return load_command_rules(own_guardrails(settings_in_force(ctx.obj)))
 
 
 @app.command()
@@ -74,7 +74,7 @@ def run_examples(ctx: typer.Context) -> int:
 
     commands = _rules(ctx)
     problems = [*commands.check_all(), *commands.problems]
-    problems += load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)]).problems
+    problems += load_rules(own_guardrails(settings_in_force(ctx.obj))).problems
     output = Output()
     for problem in dict.fromkeys(problems):
         output.line(f"✘ {problem}")
@@ -83,14 +83,19 @@ def run_examples(ctx: typer.Context) -> int:
 
 
 @app.command("rules")
-def list_rules(ctx: typer.Context) -> int:
+def list_rules(
+    ctx: typer.Context,
+    program: Annotated[str, typer.Argument(help="Show what is known of this program, with its examples.")] = "",
+) -> int:
     """List the programs with rules, the budgets, the disk floors and the ambiguous phrases in force."""
     from bruno.cli.session import settings_in_force
     from bruno.cli.show import Output
     from bruno.guard.rules import load_rules
     from bruno.settings.paths import own_guardrails
 
-    rules = load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+    if program:
+        return _about(_rules(ctx), program)
+    rules = load_rules(own_guardrails(settings_in_force(ctx.obj)))
     output = Output()
     output.line("budgets: " + ", ".join(f"{name} {value:g}" for name, value in rules.budgets.model_dump().items()))
     floors = (f"{floor.name} {floor.minimum_gb:g}" for floor in rules.disk.floors)
@@ -111,7 +116,7 @@ def bench(ctx: typer.Context, *, as_json: AsJson = False) -> int:
     from bruno.guard.rules import load_rules
     from bruno.settings.paths import own_guardrails
 
-    rules = load_rules([own_guardrails(settings_in_force(ctx.obj).guardrails)])
+    rules = load_rules(own_guardrails(settings_in_force(ctx.obj)))
     figures = measure(_rules(ctx), rules)
     output = Output(as_json=as_json)
     if as_json:
@@ -121,6 +126,28 @@ def bench(ctx: typer.Context, *, as_json: AsJson = False) -> int:
             many = isinstance(value, dict)
             output.line(f"{name}: {', '.join(f'{key} {each}' for key, each in value.items()) if many else value}")
     return 1 if figures["failing_examples"] or figures["bombs_allowed"] else 0
+
+
+def _about(rules: CommandRules, name: str) -> int:
+    """All that the files say of one program: what it is allowed, what is warned of, what neither covers."""
+    from bruno.cli.show import Output
+    from bruno.guard.sanitise import safe_line
+
+    known, line = rules.programs.get(name), Output().line
+    if known is None:
+        raise InputError(
+            f"no rule file speaks of {safe_line(name, 60)}", fix="It is asked about. Programs: bruno guard rules"
+        )
+    line(f"{rules.main[name]}{' (also ' + ', '.join(known.also) + ')' if known.also else ''}")
+    for shape in known.allow:
+        only = f" ({', '.join(shape.only)} alone)" if shape.only else ""
+        line(f"  allow      such as {'; '.join(shape.match)}{only}")
+    for rule in known.rule:
+        line(f"  {rule.verdict:<10} {rule.name}: {rule.reason}; such as {'; '.join(rule.match)}")
+    for wrapper in known.wrapper:
+        line(f"  {wrapper.own:<10} {' or '.join(wrapper.sub) or 'as it is'}: at least as strict as what it runs")
+    line(f"  {known.floor:<10} all else")
+    return 0
 
 
 def _explain(verdict: CommandVerdict, line: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bruno.guard.places import PlaceFile, Places
-from bruno.guard.rules import RuleFileError, read_toml, shipped_folder, validated
+from bruno.guard.rules import RuleFileError, is_shipped, read_toml, shipped_folder, validated
 from bruno.guard.shapes import Program
 from bruno.guard.wrappers import KINDS
 
@@ -52,9 +52,15 @@ class CommandRules:
         """Run every example of every program; what does not hold, in words."""
         self.checked.update(self.programs)
         self.suspect.clear()
-        return [
-            problem for name in sorted(self.names()) for problem in example_problems(name, self.programs[name], self)
-        ]
+        broken, self.broken = self.broken, False  # else every example would say the one thing that is wrong
+        try:
+            return [
+                problem
+                for name in sorted(self.names())
+                for problem in example_problems(name, self.programs[name], self)
+            ]
+        finally:
+            self.broken = broken
 
     def names(self) -> list[str]:
         """Programs by their main name."""
@@ -90,7 +96,7 @@ def load_command_rules(folders: Sequence[Path] = ()) -> CommandRules:
 
 def _load_folder(rules: CommandRules, places: list[PlaceFile], folder: Path, own: bool) -> None:
     """Read a folder file by file: one that is wrong is named and takes no other along. `own`: it may only tighten."""
-    if not own or (folder / "places.toml").is_file():
+    if not own or ((folder / "places.toml").is_file() and not is_shipped(folder / "places.toml")):
         try:
             places.append(validated(folder / "places.toml", PlaceFile))
         except RuleFileError as error:
@@ -98,6 +104,8 @@ def _load_folder(rules: CommandRules, places: list[PlaceFile], folder: Path, own
             rules.broken = True
     for path in sorted((folder / "commands").glob("*.toml")):
         try:
+            if own and is_shipped(path):
+                continue
             if own:
                 _tighten(rules, path)
             else:

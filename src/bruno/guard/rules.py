@@ -131,6 +131,16 @@ def shipped_folder() -> Path:
     raise RuleFileError("the guardrails that ship with bruno are missing", fix="Install bruno again")
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a file in a folder of the user is one of bruno's own, as in a checkout, where they lie beside config.toml."""
+    try:
+        home = shipped_folder()
+        own = home / path.relative_to(path.parents[1] if path.parent.name == "commands" else path.parent)
+        return own.is_file() and own.read_bytes() == path.read_bytes()
+    except (RuleFileError, OSError):
+        return False
+
+
 @lru_cache(maxsize=1)
 def shipped() -> Rules:
     """The shipped rules alone, read once per process."""
@@ -150,11 +160,12 @@ def load_rules(folders: Sequence[Path] = ()) -> Rules:
     for folder in folders:
         for name in _NAMES:
             path = folder / name
-            if not path.is_file():
+            if not path.is_file() or is_shipped(path):
                 continue
             try:
                 rules, ignored = _tightened(rules, path)
-                rules = replace(rules, problems=rules.problems + ignored)
+                # Beside a file that is wrong nothing is allowed anyway, so that nothing can be said to loosen it.
+                rules = replace(rules, problems=rules.problems + (() if rules.broken else ignored))
             except RuleFileError as error:
                 rules = replace(rules, budgets=Budgets(), problems=(*rules.problems, str(error)), broken=True)
     return rules

@@ -32,7 +32,7 @@ from bruno.runs.investigate import active_holds
 from bruno.runs.world import Clock, Sleep, World, utc_now
 from bruno.settings.console import Settings
 from bruno.settings.paths import Paths, own_guardrails
-from bruno.settings.secrets import hide, secret
+from bruno.settings.secrets import REDACTED, hide, secret
 
 if TYPE_CHECKING:
     from bruno.fleet.models import Account, Listing
@@ -85,7 +85,7 @@ class Operator:
     @cached_property
     def rules(self) -> Rules:
         """The guardrails in force: shipped, then tightened by the user's folder."""
-        return load_rules([own_guardrails(self.settings.guardrails, self.paths)])
+        return load_rules(own_guardrails(self.settings, self.paths))
 
     @cached_property
     def records(self) -> Records:
@@ -225,8 +225,12 @@ class Operator:
         row = self.world.records.plan(plan_id)
         plan = Plan.model_validate_json(row.plan_json)
         if plan.plan_id != row.plan_id:
+            if REDACTED in row.plan_json:
+                raise Denied(
+                    f"plan {plan_id[:12]} holds a secret, which is stored nowhere", fix="Confirm it at a terminal"
+                )
             raise Denied(
-                f"the saved plan {plan_id[:12]} was changed after it was printed", fix="Ask for the plan again"
+                f"the saved plan {plan_id[:12]} was changed since it was printed", fix="Ask for the plan again"
             )
         return self.card(plan, origin=Origin.SCRIPT, listing=self.world.vast.instances())
 

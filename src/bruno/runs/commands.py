@@ -28,7 +28,7 @@ def rules_in_force(world: World) -> CommandRules:
     """The rules for shell lines, read now: a file that was tightened a moment ago counts."""
     from bruno.guard.command_rules import load_command_rules
 
-    return load_command_rules([own_guardrails(world.settings.guardrails, world.paths)])
+    return load_command_rules(own_guardrails(world.settings, world.paths))
 
 
 def rules_for(plan: Plan, world: World) -> CommandRules | None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, PrivateAttr
 
 from bruno.settings.catalogue import GPUS, MODELS
 from bruno.settings.engine import EngineSettings, Group
@@ -113,4 +115,10 @@ class Settings(EngineSettings):
     gpus: dict[str, GpuAlias] = Field(default_factory=lambda: {k: GpuAlias.model_validate(v) for k, v in GPUS.items()})
     """Short names for GPUs: [gpus.NAME]."""
     guardrails: str = ""
-    """Folder with guardrail files that tighten the shipped ones ("" = the config folder's guardrails/)."""
+    """A further folder of guardrail files that tighten; those in guardrails/ beside the config file are read anyway."""
+    _config_folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def config_folder(self) -> Path | None:
+        """Where the config file in force lies; None when there is none."""
+        return self._config_folder

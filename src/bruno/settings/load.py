@@ -114,6 +114,7 @@ def resolve(
     own = settings.models if "models" in settings.model_fields_set else {}
     settings.models = {**_shipped_models(settings), **own}
     settings.gpus = {**Settings().gpus, **settings.gpus}
+    settings._config_folder = path.absolute().parent if path else None
     hide_url(settings.search.storage)  # a database's address may hold its password
     return settings
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from bruno.errors import InputError
+
+if TYPE_CHECKING:
+    from bruno.settings.console import Settings
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,18 @@ class Paths:
         return self
 
 
-def own_guardrails(configured: str, where: Paths | None = None) -> Path:
-    """Folder of the user's own guardrail files, which may only tighten: the setting, else `guardrails/` beside config.toml."""
-    return Path(configured).expanduser() if configured else (where or paths()).config.parent / "guardrails"
+def own_guardrails(settings: Settings, where: Paths | None = None) -> list[Path]:
+    """Folders of guardrail files that may only tighten, all in force: the user's, the project's, and the one of the setting.
+
+    The user's lies in the config folder, the project's beside the config file in force. None replaces another, so that a project
+    cannot take the user's own rules away.
+    """
+    folders = [(where or paths()).config.parent / "guardrails"]
+    if settings.config_folder is not None:
+        folders.append(settings.config_folder / "guardrails")
+    if settings.guardrails:
+        folders.append(Path(settings.guardrails).expanduser())
+    return list(dict.fromkeys(folder.absolute() for folder in folders))
 
 
 def paths(environ: dict[str, str] | None = None) -> Paths:

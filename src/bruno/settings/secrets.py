@@ -20,6 +20,7 @@ from bruno.errors import InputError
 from bruno.settings.paths import Paths, paths
 
 SecretName = Literal["vast_api_key", "hf_token", "anthropic_api_key"]
+REDACTED = "[redacted]"
 _ENVIRONMENT: dict[SecretName, str] = {
     "vast_api_key": "VAST_API_KEY",
     "hf_token": "HF_TOKEN",
@@ -76,8 +77,8 @@ def hide_url(url: str) -> None:
 def redact(text: str, extra: Iterable[str] = ()) -> str:
     """`text` with every known secret, and everything shaped like one, replaced by `[redacted]`."""
     for value in sorted({*_known, *extra}, key=len, reverse=True):
-        text = text.replace(value, "[redacted]")
-    return _SHAPES.sub("[redacted]", text)
+        text = text.replace(value, REDACTED)
+    return _SHAPES.sub(REDACTED, text)
 
 
 def _from_file(name: SecretName, where: Paths) -> str | None:
