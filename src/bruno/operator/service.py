@@ -226,9 +226,7 @@ class Operator:
         plan = Plan.model_validate_json(row.plan_json)
         if plan.plan_id != row.plan_id:
             if REDACTED in row.plan_json:
-                raise Denied(
-                    f"plan {plan_id[:12]} holds a secret, which is stored nowhere", fix="Confirm it at a terminal"
-                )
+                raise Denied(f"plan {plan_id[:12]} holds a secret, kept nowhere", fix="Confirm it at a terminal")
             raise Denied(
                 f"the saved plan {plan_id[:12]} was changed since it was printed", fix="Ask for the plan again"
             )
