@@ -206,7 +206,7 @@ class Run:
         plan = Plan(
             trials=wanted,
             batch=self.batch,
-            startup=self.settings.search.startup_trials or min(60, max(1, wanted // 5)),
+            startup=self.settings.search.startup_trials or min(20, max(1, wanted // 10)),
             seed=self.settings.seed,
             warm_starts=self.space.warm_starts(self.loaded.family) if self.settings.search.warm_start else (),
             rows=self.batch * len(self.prompts.bad_search),

@@ -163,7 +163,7 @@ class Search(Group):
     trial_batch: int = Field(default=0, ge=0)
     """Trials evaluated together as rows of one batch; 0 lets the engine choose."""
     startup_trials: int = Field(default=0, ge=0)
-    """Random trials before the sampler begins to learn; 0 means a fifth of `trials`, at most 60."""
+    """Trials, warm starts among them, before the sampler begins to learn; 0 means a tenth of `trials`, at most 20."""
     storage: str = ""
     """Optuna storage URL ("" = an SQLite file in the run's folder). Workers anywhere can join one on a database server.
 

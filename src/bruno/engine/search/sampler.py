@@ -1,6 +1,6 @@
 """The sampler that a trial is drawn by: one for each index, seeded from the run's seed and that index.
 
-Pure apart from Optuna: it reads no study. `study.py` asks with it.
+Pure apart from Optuna: it reads no study. `study.py` asks with it, and tells trials with the constraint kept here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import optuna
 
 from bruno.engine.search.screening import Screening, ScreeningSampler
 from bruno.engine.search.space import Parameters
+
+
+FEW = 0.1
+"""Refusal rate above which a trial is infeasible to the sampler. Without it most of the good trials that TPE learns from are
+those of little KL and many refusals, of which a front has more than of those that anyone would choose. While no trial is
+feasible, Optuna prefers those that are closest to being so."""
 
 
 class Seeding(Protocol):

@@ -35,7 +35,7 @@ from bruno.engine.events import (
 )
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.scoring.result import Known, Scores, Stopped
-from bruno.engine.search.sampler import sampler_for
+from bruno.engine.search.sampler import FEW, sampler_for
 from bruno.engine.search.screening import Screening
 from bruno.engine.search.space import Parameters, Space
 
@@ -225,8 +225,8 @@ def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Param
 def tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | Stopped | str, emit: Emit) -> None:
     """Store a result (a string is the reason of a failure), then say it: what the log shows is saved already.
 
-    A stopped trial breaks a constraint, that of having no more KL than the trial that is better: so the sampler learns
-    where not to look, and Optuna's own front leaves it out.
+    The sampler is told constraints with it (`sampler.py`): a trial that refuses more than `FEW` breaks one by the rest of
+    its rate, a stopped one another by its KL above that of the better trial. So it learns where not to look.
     """
     if isinstance(result, (Scores, Stopped)) and not math.isfinite(result.kl):
         result = f"its KL divergence is {result.kl}"
@@ -238,10 +238,12 @@ def tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | 
     if isinstance(result, Stopped):
         trial.set_user_attr("stopped", asdict(result))
         trial.set_constraint("excess_kl", result.excess)
+        trial.set_constraint("refusal_rate", result.at_least / result.prompts - FEW)
         study.tell(trial, [result.at_least / result.prompts, result.kl])
         emit(TrialStopped(trial=index + 1, **asdict(result)))
         return
     trial.set_user_attr("scores", asdict(result))
+    trial.set_constraint("refusal_rate", result.rate - FEW)
     study.tell(trial, [result.rate, result.kl])
     emit(TrialScored(trial=index + 1, **asdict(result)))
 
