@@ -139,6 +139,7 @@ EFFECTS: dict[str, Effect] = {
     "search.stop_dominated": Effect(
         {"search.stop_dominated": False}, lambda o: len(o.of(ev.TrialStopped)), {"search.trials": 12}
     ),
+    "search.screening": Effect({"search.screening": 3}, lambda o: (o.report["screening"] or {}).get("left_out"), RANDOM),
     "search.warm_start": Effect({"search.warm_start": False}, lambda o: o.drawn[0]),
     "scoring.bad_count": Effect({"scoring.bad_count": 4}, lambda o: o.initial[1]),
     "scoring.good_count": Effect({"scoring.good_count": 4}, lambda o: o.kls),
@@ -192,6 +193,8 @@ ELSEWHERE: dict[str, str] = {
     "test_the_overlap_threshold_stops_and_its_permission_warns",
     "protection.allow_sacred_overlap": "directions/test_compose.py::"
     "test_the_overlap_threshold_stops_and_its_permission_warns",
+    "search.workers": "test_workers.py::test_two_workers_on_this_machine_are_one_run",
+    "search.heartbeat": "search/test_shared.py::test_a_heartbeat_keeps_a_slow_trial",
     "edit.compliance_addition": COMPOSE,
     "edit.caa_max_overlap": COMPOSE,
     "edit.caa_strength": "test_settings.py::test_the_strength_of_compliance_is_a_rule_of_the_edit",

@@ -23,6 +23,7 @@ from bruno.engine.folder import STUDY_FILE, run_folder, write_whole
 from bruno.engine.log import Emitter
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
+from bruno.settings.secrets import redact
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells expect it."""
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             return getattr(after, verb)(rest)
         return abliterate(load_settings(rest))
     except BrunoError as error:
-        sys.stderr.write(f"Error: {_one_line(error)}\n")
+        sys.stderr.write(f"Error: {redact(_one_line(error))}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -216,7 +217,7 @@ def in_folder(path: Path, work: Callable[[Path, Emitter], int], *, failures_logg
             return 1
         except Exception as error:  # noqa: BLE001  (the last door: a defect is one line here, and whole in a file)
             crash = folder / "crash.log"
-            write_whole(crash, lambda target: target.write_text(traceback.format_exc()))
+            write_whole(crash, lambda target: target.write_text(redact(traceback.format_exc())))
             tell(f"Unexpected {type(error).__name__}: {_one_line(error)}. The whole of it is in {crash}")
             return 1
 

@@ -230,12 +230,12 @@ class Member:
 
     def look_after(self, *, stopping: bool) -> None:
         """Notice that it has ended; start it again where that was not its own will."""
-        if not self.working or self.process is None or self.process.poll() is None:
+        if not self.working or self.process is None or (code := self.process.poll()) is None:
             return
-        self.code = self.process.returncode
-        if self.code in (0, INTERRUPTED, REFUSED) or stopping:
+        self.code = code
+        if code in (0, INTERRUPTED, REFUSED) or stopping:
             return
-        how = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if self.starts > RESTARTS:
             text = f"Worker {self.number} ended again ({how}: {self.last_words()}); the others go on without it"
             self.emit(ev.Notice(text=text, level="warning"))

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO
 
 from bruno.engine.events import _Event
+from bruno.settings.secrets import redact
 
 EVENTS_FILE = "events.jsonl"
 
@@ -27,7 +28,7 @@ class Emitter:
         stream: where the human lines go; standard output when not given.
 
     Control characters in an event's text (they can come from model names and library errors) are shown escaped, so one
-    event line is one line of the log.
+    event line is one line of the log. Secrets, and what is shaped like one, are redacted in both.
     """
 
     def __init__(self, folder: Path | None, stream: IO[str] | None = None) -> None:
@@ -46,7 +47,7 @@ class Emitter:
         Raises:
             OSError: the file cannot be written (a full disk). The human line is out by then, so the reason can be read.
         """
-        text = "".join(one_line(line) + "\n" for line in event.lines())
+        text = "".join(redact(one_line(line)) + "\n" for line in event.lines())
         try:
             self.stream.write(text)
             self.stream.flush()
@@ -57,7 +58,7 @@ class Emitter:
                 raise
             self.stream = io.StringIO()
         if self._file is not None:
-            self._append(self._file, event.model_dump_json(exclude_none=True).encode() + b"\n")
+            self._append(self._file, redact(event.model_dump_json(exclude_none=True)).encode() + b"\n")
 
     def _append(self, file: int, line: bytes) -> None:
         """Append a whole line; after a crash or a full disk cut one short, end that one first."""

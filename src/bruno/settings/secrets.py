@@ -33,7 +33,7 @@ _SHAPES = re.compile(
     r"|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{16,}"
     r"|(?<=api_key=)[A-Za-z0-9._~+/=-]{8,}"
     # user:password of a URL; a port with a path behind it is none
-    r"|(?<=://)[^\s:/@]*:(?!\d{1,5}(?:/|\s|$))(?!\*\*\*@)\S+(?=@)"
+    r"|(?<=://)[^\s:/@'\"]*:(?!\d{1,5}(?:/|\s|$))(?!\*\*\*@)[^\s'\"]+(?=@)"
     r"|(?<=[?&]password=)[^\s&'\"]+",
     re.DOTALL,
 )

@@ -18,7 +18,7 @@ from bruno.engine.reproduce import open_run
 from bruno.engine.search.storage import open_study
 from bruno.engine.search.study import FinishedTrial, finished_trials
 from bruno.errors import BrunoError, InputError
-from bruno.settings.engine import EngineSettings
+from bruno.settings.engine import EngineSettings, hide_password
 
 
 def settings_of(folder: Path, *, trust_remote_code: bool = False) -> EngineSettings:
@@ -48,7 +48,16 @@ def settings_of(folder: Path, *, trust_remote_code: bool = False) -> EngineSetti
             fix="Say --trust-remote-code",
         )
     export = settings.export.model_copy(update={"save": True})
-    return settings.model_copy(update={"out": str(folder), "export": export})
+    search = settings.search.model_copy(update={"storage": _with_password(settings.search.storage)})
+    return settings.model_copy(update={"out": str(folder), "export": export, "search": search})
+
+
+def _with_password(recorded: str) -> str:
+    """The storage with the password that this machine's settings have for it: a log records none."""
+    from bruno.settings.load import load
+
+    here = load([]).search.storage
+    return here if recorded and hide_password(here) == recorded else recorded
 
 
 def export_again(

@@ -81,7 +81,8 @@ def look(study: optuna.Study, trials: int) -> Board:
 
 def attempts(trial: FrozenTrial) -> int:
     """How many workers fell silent with this trial before."""
-    return len(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+    with quietly():
+        return len(RetryHeartbeatStaleTrialCallback.retry_history(trial))
 
 
 def deal(study: optuna.Study, plan: Plan, board: Board, most: int | None = None) -> int:
@@ -197,8 +198,8 @@ class Worker:
                 if self.stop.requested:
                     return False
                 beats.end()
-                self._persist(lambda: fail_silent(self.study))
-                batch = self._take(beats)
+                self._persist(lambda: fail_silent(self.study))  # before asking, as Optuna itself does
+                batch = self._take(board, beats)
                 if batch:
                     self._idle = 0
                     self._score(batch)
@@ -213,13 +214,10 @@ class Worker:
     def _persist(self, action):
         return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
 
-    def _take(self, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
+    def _take(self, board: Board, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
         """Up to a batch of waiting trials, drawn and with their first heartbeat."""
         taken: list[tuple[int, optuna.Trial]] = []
-        for index, waits in sorted(self._persist(lambda: look(self.study, self.plan.trials)).waiting.items()):
-            if len(taken) >= self.plan.batch or self.stop.requested:
-                break
-            del index, waits  # how many wait says how often to ask; which one comes is Optuna's to say
+        for _ in range(min(self.plan.batch, len(board.waiting))):  # which of them come is Optuna's to say
             trial = self._persist(lambda: self._ask(beats))
             if trial is None:
                 break

@@ -6,22 +6,20 @@ Touches the storage and nothing else. Everything that keeps trials apart and bri
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import optuna
-import sqlalchemy
+import sqlalchemy.event
 import sqlalchemy.exc
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import hide_password
-from bruno.settings.secrets import hide, redact
+from bruno.settings.secrets import hide_url, redact
 
 STORAGE_ERRORS = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
 """What a storage raises when it cannot be read or written (a full disk, a lost connection)."""
@@ -38,7 +36,6 @@ GRACE = 4
 PATIENCE = 600.0
 """Seconds that a lost database server is waited for before a worker gives up: a restart, an upgrade, a lost network."""
 
-_PASSWORD = re.compile(r"://[^:/@]*:(.*)@|[?&](?:ssl)?password=([^&]*)")
 _Result = TypeVar("_Result")
 
 
@@ -165,7 +162,7 @@ def reason(error: BaseException | None) -> str:
 
 def _opened(storage: str, opening: Callable[[], _Result]) -> _Result:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _hide_password_of(storage)
+    hide_url(storage)
     try:
         # Two processes may make the tables of a new database at the same time: one of them has to look again.
         return persist(opening, lambda _: None, seconds=2 if on_server(storage) else 0)
@@ -176,14 +173,6 @@ def _opened(storage: str, opening: Callable[[], _Result]) -> _Result:
         raise BrunoError(
             f"The study storage {hide_password(storage)} cannot be opened ({reason(error)})", fix=fix
         ) from (None if on_server(storage) else error)  # drivers put the whole URL into their chain of causes
-
-
-def _hide_password_of(storage: str) -> None:
-    """Have the password of a URL redacted in every text from now on, however it is written there."""
-    for groups in _PASSWORD.findall(storage):
-        for text in filter(None, groups):
-            for form in (text, unquote(text), json.dumps(unquote(text))[1:-1]):
-                hide(form)
 
 
 def _storage(storage: str, heartbeat: int) -> optuna.storages.RDBStorage:
@@ -231,8 +220,9 @@ def _sqlite(storage: str, options: dict[str, Any], *, shared: bool) -> optuna.st
     path = storage.removeprefix("sqlite:///")
 
     def connect() -> sqlite3.Connection:
-        level = None if shared else ""
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=level)
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        if shared:
+            connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
