@@ -157,6 +157,7 @@ def _ritz(block: torch.Tensor, problem: _Samples | _Dimensions) -> tuple[torch.T
     block turned to their vectors, and the residuals' lengths [c, w] on the CPU."""
     dual, image = problem.dual(block), problem.image(block)
     values, turn = _eigh(dual.mT @ image)
+    turn = turn.to(block.device)
     block, image = block @ turn, image @ turn
     left = image - block * values.to(block.device)[:, None]
     return values, block, (left * problem.dual(left)).sum(1).clamp_min(0).sqrt().cpu()
