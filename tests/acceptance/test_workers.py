@@ -40,7 +40,7 @@ def test_a_run_without_a_database_that_answers_rents_nothing(bruno: Bruno, postg
     assert f"nothing answers at 127.0.0.1:{postgres.port}" in said
     assert PASSWORD not in said
     postgres.control("start")
-    question = bruno.json("plan", "start demo on 2 H200s", "--sandbox")[0]
+    question = bruno.json("plan", "start demo on 2 H200s", "--sandbox", code=4)[0]
     assert [option["letter"] for option in question["clarification"]["options"]] == ["A", "B"]
     assert creates(bruno) == 0
 
@@ -54,7 +54,8 @@ def test_one_yes_two_instances_one_study_one_model(bruno: Bruno, postgres: Serve
     console.expect("yes\\? ")
     console.sendline("yes")
     console.expect("worker 1: rent the instance: done")
-    os.kill(console.pid or 0, signal.SIGKILL)
+    assert console.pid
+    os.kill(console.pid, signal.SIGKILL)
     console.close()
     (lost,) = bruno.instances()
     console = bruno.terminal("resume", "--sandbox", timeout=120)

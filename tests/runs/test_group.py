@@ -16,13 +16,16 @@ from bruno.fleet import throttle
 from bruno.fleet.keys import key_pair
 from bruno.fleet.models import OfferQuery
 from bruno.guard.actions import CreateInstance, RegisterKey, RunPlaybook
+from bruno.guard.permit import Origin, mint
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
+from bruno.operator.service import Operator
+from bruno.operator.views import Ask, Card
 from bruno.runs import acting, job, runner
 from bruno.runs.database import address_of
 from bruno.runs.events import Kind, RunEvent
 from bruno.runs.playbook import load_playbook
 from bruno.runs.runner import Runner
-from bruno.runs.world import World
+from bruno.runs.world import World, utc_now
 from bruno.sandbox.thread import RunningSandbox
 from bruno.settings.engine import Search
 from tests.engine.postgres import PASSWORD, Server, server
@@ -102,6 +105,10 @@ class Group:
 
         return Runner(self.world).carry_on(GROUP, hear, **more).state
 
+    def operator(self) -> Operator:
+        info = self.sandbox.info
+        return Operator(self.world.settings, self.world.paths, api_key=info.api_key, url=info.url, sandbox=True)
+
     def said(self) -> str:
         return "\n".join(str(event.text) for event in self.told)
 
@@ -139,6 +146,41 @@ def test_two_instances_search_one_study_and_one_model_comes_home(group: Group) -
     assert group.world.records.verify_audit().ok
     assert group.carry_on() == "finished"
     assert group.creates() == 2
+    _shown_as_one_run(group.operator(), group)
+    _stopped_with_one_yes(group.operator(), group)
+
+
+def _shown_as_one_run(operator: Operator, group: Group) -> None:
+    (view,) = operator.runs()
+    assert (view.run_id, view.state.value, view.trial, view.trials) == (GROUP, "done", TRIALS, TRIALS)
+    assert [trial.number for trial in view.history] == list(range(1, TRIALS + 1))
+    assert view.best is not None
+    assert (view.best.number, view.best.refusals) == (TRIALS, 60 - 5 * TRIALS)
+    assert [(each.number, each.state.value) for each in view.workers] == [(1, "done"), (2, "done")]
+    assert sum(each.scored for each in view.workers) == TRIALS
+    assert view.spent == pytest.approx(sum(each.spent or 0 for each in view.workers))
+    assert view.per_hour == pytest.approx(sum(each.per_hour or 0 for each in view.workers))
+    assert view.discrepancies == ()
+    assert operator.run(f"{GROUP}-2").run_id == GROUP
+
+
+def _stopped_with_one_yes(operator: Operator, group: Group) -> None:
+    question = operator.ask("stop it", origin=Origin.KEYBOARD)
+    assert isinstance(question, Ask)
+    texts = [option.text for option in question.clarification.options]
+    assert texts[0] == f"Stop the 2 instances of run {GROUP}"
+    assert len(texts) == 3
+    card = operator.choose(question.clarification, "a", origin=Origin.KEYBOARD)
+    assert isinstance(card, Card)
+    assert card.decision.word == "yes"
+    numbers = sorted(each["id"] for each in group.instances().values())
+    assert [step.action.target.instance_id for step in card.plan.steps] == numbers  # type: ignore[union-attr]
+    permit = mint(card.plan, card.decision, "yes", origin=Origin.KEYBOARD, now=utc_now())
+    answer = operator.act(card, permit, on_event=lambda _: None)
+    assert all(f"instance {number} is stopped" in answer.text for number in numbers)
+    assert all(each["stage"] == "exited" and each["processes"] == [] for each in group.instances().values())
+    again = operator.ask(f"stop {GROUP}", origin=Origin.KEYBOARD)
+    assert "are stopped already" in again.text  # type: ignore[union-attr]
 
 
 def test_a_rental_that_is_refused_leaves_the_others_at_work_and_is_told_with_what_they_cost(group: Group) -> None:
@@ -199,16 +241,23 @@ def test_an_instance_that_never_comes_up_does_not_hold_the_others(
     assert "goes on with the others" in group.said()
 
 
-def test_a_worker_that_dies_is_told_and_its_trials_are_done_by_the_others(group: Group) -> None:
-    def crash_second(event: RunEvent) -> None:
-        if str(event.text).startswith("worker 2") and event.step == "launch" and event.kind is Kind.STEP_STARTED:
+@pytest.mark.parametrize(
+    ("how", "said"), [("crash", "the tensors are on fire"), ("outbid", "was stopped (not by bruno: outbid")]
+)
+def test_a_worker_that_dies_is_told_and_its_trials_are_done_by_the_others(group: Group, how: str, said: str) -> None:
+    def lose_second(event: RunEvent) -> None:
+        if not str(event.text).startswith("worker 2") or event.step != "launch":
+            return
+        if event.kind is Kind.STEP_STARTED:
             group.out(2).mkdir(parents=True)
-            (group.out(2) / "crash").touch()
+            (group.out(2) / ("crash" if how == "crash" else "hold")).touch()
+        if event.kind is Kind.STEP_DONE and how == "outbid":
+            group.sandbox.control.order("outbid", instance=group.instances()[f"{GROUP}-2"]["id"])
 
     group.begin()
-    assert group.carry_on(crash_second) == "finished"
+    assert group.carry_on(lose_second) == "finished"
     assert group.states() == ["finished", "failed"]
-    assert "the tensors are on fire" in group.said()
+    assert said in group.said()
     homes = [group.world.paths.runs / run_id for run_id in (GROUP, f"{GROUP}-2")]
     scored = [runner.read_home(home).progress.history for home in homes]
     assert sorted(trial.trial for history in scored for trial in history) == list(range(1, TRIALS + 1))

@@ -139,9 +139,7 @@ class Task:
             if self._host is not None:
                 self.tell(Kind.WARNING, f"lost the link to instance {self.instance_id}; connecting again")
             self.drop()
-            instance = self.shown()
-            if instance is None:
-                raise self._ended("no longer exists at the provider")
+            instance = self._there(self.shown())  # a machine that has ended is not knocked at for half a minute
             self._host = connect(
                 instance,
                 key_pair(self.world.paths.keys),
@@ -194,12 +192,17 @@ class Task:
             instance = self.shown()
         except Unreachable:
             return
+        self._there(instance)
+
+    def _there(self, instance: Instance | None) -> Instance:
+        """The instance, unless the provider shows that it has ended: RunFailed then."""
         if instance is None:
             raise self._ended("no longer exists at the provider")
         if instance.state in (State.STOPPED, State.STOPPING):
             raise self._ended(f"was stopped ({self._who_stopped()})")
         if instance.state is State.FAILED:
             raise self._ended("has failed: its container ended")
+        return instance
 
     def _who_stopped(self) -> str:
         """Outbid, out of credit and a stop look the same at the provider: only our own records tell."""
