@@ -2,7 +2,8 @@
 
 Touches the study's storage and nothing else. Optuna keeps the workers apart, here is only the order of its calls:
 
-- **Dealt.** The run that made the study enqueues a trial for each `index` (0 to N - 1; the log counts them from 1).
+- **Dealt.** The run that made the study enqueues a trial for each `index` (0 to N - 1; the log counts them from 1), some
+  ahead of the workers.
 - **Taken.** A worker takes a waiting trial with `Study.ask`; the storage lets one of several have it. The index comes with
   the trial: Optuna's own numbers cannot serve, because every retry has a new one.
 - **Alive.** Its heartbeat is recorded while it scores. One without a sign of life for the grace period is failed by any
@@ -158,7 +159,7 @@ class Worker:
         study: opened with heartbeats (`storage.py`).
         name: unique among all workers of the study: its draws are seeded from it.
         heartbeat: seconds between two signs of life.
-        dealer: deals out all trials at the start, as the run that made the study does; others wait for them.
+        dealer: deals out the trials, as the run that made the study does; others only where nobody has for a while.
         patience: seconds that a storage which does not answer is waited for.
     """
 
@@ -190,14 +191,13 @@ class Worker:
         storage = self.study._storage
         with Heartbeats(storage, self.heartbeat) as beats:
             board = self._persist(lambda: look(self.study, self.plan.trials))
-            if self.dealer:
-                self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials)))
-                board = self._persist(lambda: look(self.study, self.plan.trials))
             began, before = time.monotonic(), len(board.decided)
             while len(board.decided) < self.plan.trials:
                 if self.stop.requested:
                     return False
                 beats.end()
+                if self.dealer:
+                    board = self._supply(board)
                 self._persist(lambda: fail_silent(self.study))  # before asking, as Optuna itself does
                 batch = self._take(board, beats)
                 if batch:
@@ -213,6 +213,16 @@ class Worker:
 
     def _persist(self, action):
         return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
+
+    def _supply(self, board: Board) -> Board:
+        """Keep twice as many trials waiting as are in hand: enough that nobody waits, and few, because each of them is read
+        at every look."""
+        ahead = 2 * (len(board.running) + self.plan.batch)
+        if len(board.waiting) > ahead // 2:
+            return board
+        if self._persist(lambda: deal(self.study, self.plan, board, ahead - len(board.waiting))):
+            return self._persist(lambda: look(self.study, self.plan.trials))
+        return board
 
     def _take(self, board: Board, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
         """Up to a batch of waiting trials, drawn and with their first heartbeat."""
@@ -307,7 +317,7 @@ class Worker:
                 self._orphans.add(trial._trial_id)
                 self._persist(lambda trial_id=trial._trial_id: beats.beat(trial_id))
         if self._idle > 1 and not board.waiting:
-            self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials), self.plan.batch))
+            self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials), 4 * self.plan.batch))
         until = time.monotonic() + min(LOOK, self.heartbeat)
         while time.monotonic() < until and not self.stop.requested:
             time.sleep(0.1)
