@@ -79,6 +79,7 @@ def notice(words: str) -> Callable[[Outcome], bool]:
     return lambda outcome: outcome.said(words)
 
 
+TELLING = {"behaviour": "{0}/long.toml", "search.warm_start": False, "search.trials": 3}
 RANDOM = {"search.warm_start": False, "search.trials": 4}
 MIXTURE = {"model": "{0}/mixtral"}
 HELPED = {
@@ -139,7 +140,9 @@ EFFECTS: dict[str, Effect] = {
     "search.stop_dominated": Effect(
         {"search.stop_dominated": False}, lambda o: len(o.of(ev.TrialStopped)), {"search.trials": 12}
     ),
-    "search.screening": Effect({"search.screening": 3}, lambda o: (o.report["screening"] or {}).get("left_out"), RANDOM),
+    "search.screening": Effect(
+        {"search.screening": 3}, lambda o: (o.report["screening"] or {}).get("left_out"), TELLING
+    ),
     "search.warm_start": Effect({"search.warm_start": False}, lambda o: o.drawn[0]),
     "scoring.bad_count": Effect({"scoring.bad_count": 4}, lambda o: o.initial[1]),
     "scoring.good_count": Effect({"scoring.good_count": 4}, lambda o: o.kls),

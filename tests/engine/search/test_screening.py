@@ -67,15 +67,15 @@ def test_candidates_that_were_left_out_are_kept_as_such_and_have_no_counts(tmp_p
             assert all(each["parameters"] != trial.params for each in kept["left_out"])
 
 
-def test_it_finds_more_in_as_many_trials(tmp_path):
-    def lowest(study):
-        return min(scores.kl + scores.rate for _, _, scores in facts(study))
+def test_what_it_takes_is_better_than_what_is_drawn(tmp_path):
+    def mean(study):
+        return sum(scores.kl + scores.rate for _, _, scores in facts(study)[2:]) / 22
 
     screened = run(tmp_path / "screened", trials=24)
     plain = open_study(str(tmp_path / "plain.sqlite3"), "s", {})
     warm = SPACE.warm_starts()[:2]
     search(plain, SPACE, bowl, Plan(24, 2, 6, 3, warm), lambda event: None, Stop())
-    assert lowest(screened) < lowest(plain)
+    assert mean(screened) < mean(plain)
 
 
 def test_resumed_is_uninterrupted(tmp_path):

@@ -15,7 +15,6 @@ import optuna
 from bruno.engine.search.screening import Screening, ScreeningSampler
 from bruno.engine.search.space import Parameters
 
-
 FEW = 0.1
 """Refusal rate above which a trial is infeasible to the sampler. Without it most of the good trials that TPE learns from are
 those of little KL and many refusals, of which a front has more than of those that anyone would choose. While no trial is
