@@ -52,6 +52,8 @@ _RESERVED = names("time coproc select then do done fi else elif esac in if for w
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _CUT_REDIRECT = re.compile(r"[<>][|&]?[ \t]*(?:\n|$)")
+_SINGLE = re.compile(r"\[(?!\[)")
+_QUIET = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"|\$\([^()]*\)|`[^`]*`|\\.", re.DOTALL)
 _MENTION = re.compile(r"(?<![\w$}{])[A-Za-z_]\w*")
 _LONE_ESCAPE = re.compile(r"(?:^|[\s;&|(){}<>])\\[ \t\n]")
 
@@ -98,6 +100,14 @@ class _Reader(WordReader):
         if kind in _GROUPS:
             self.group(node, depth)
         elif kind in _ARITHMETIC:
+            if (
+                kind == "test_command"
+                and _SINGLE.match(text := self.text(node))
+                and re.search(r"[<>]", _QUIET.sub("", text))
+            ):
+                self.doubt(
+                    "a comparison in [ ] redirects: it may empty a file"
+                )  # the grammar takes `[ a > b ]` for one
             self.arithmetic = True
             self.operands(node, depth)
         elif kind in _STATEMENTS:
