@@ -79,7 +79,7 @@ def notice(words: str) -> Callable[[Outcome], bool]:
     return lambda outcome: outcome.said(words)
 
 
-TELLING = {"behaviour": "{0}/long.toml", "search.warm_start": False, "search.trials": 3}
+TELLING = {"behaviour": "{0}/long.toml", "scoring.max_new_tokens": 12, "search.warm_start": False, "search.trials": 3}
 RANDOM = {"search.warm_start": False, "search.trials": 4}
 MIXTURE = {"model": "{0}/mixtral"}
 HELPED = {
