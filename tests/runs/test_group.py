@@ -19,7 +19,7 @@ from bruno.guard.actions import CreateInstance, RegisterKey, RunPlaybook
 from bruno.guard.permit import Origin, mint
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.operator.service import Operator
-from bruno.operator.views import Ask, Card
+from bruno.operator.views import Answer, Ask, Card
 from bruno.runs import acting, job, runner
 from bruno.runs.database import address_of
 from bruno.runs.events import Kind, RunEvent
@@ -147,6 +147,7 @@ def test_two_instances_search_one_study_and_one_model_comes_home(group: Group) -
     assert group.carry_on() == "finished"
     assert group.creates() == 2
     _shown_as_one_run(group.operator(), group)
+    _every_worker_is_asked(group.operator())
     _stopped_with_one_yes(group.operator(), group)
 
 
@@ -162,6 +163,15 @@ def _shown_as_one_run(operator: Operator, group: Group) -> None:
     assert view.per_hour == pytest.approx(sum(each.per_hour or 0 for each in view.workers))
     assert view.discrepancies == ()
     assert operator.run(f"{GROUP}-2").run_id == GROUP
+
+
+def _every_worker_is_asked(operator: Operator) -> None:
+    answer = operator.ask("it looks stuck", origin=Origin.KEYBOARD)
+    assert isinstance(answer, Answer)
+    asked = {row[0]: row[1] for row in answer.rows}
+    assert asked["process running"] == asked["worker 2: process running"] == "no"
+    assert asked["worker 2: label file"].startswith("C.")
+    assert operator.ask("resolved: it was done", origin=Origin.KEYBOARD).failed is False  # type: ignore[union-attr]
 
 
 def _stopped_with_one_yes(operator: Operator, group: Group) -> None:

@@ -11,7 +11,7 @@ from bruno.intents import ReportTrouble, ResolveConcern
 from bruno.operator.stop import open_host
 from bruno.operator.views import Answer, RunView
 from bruno.records.tables import StepState
-from bruno.runs.evidence import Item
+from bruno.runs.evidence import Item, gather
 from bruno.runs.investigate import active_holds, investigate, report
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def trouble(operator: Operator, intent: ReportTrouble, *_: Any) -> Answer:
             host.close()
     rows = [_HEADS, ("you", str(safe_line(intent.words)), "person", _times(concern))]
     rows += [_row(item) for item in evidence.items]
+    rows += [row for place, worker in _other_workers(world, run) for row in _worker_rows(world, place, worker)]
     head = f"discrepancy: you say {safe_line(intent.words)!r}. This is what each source says about {run.run_id}"
     if concern.held_at is not None:
         head = (
@@ -98,6 +99,25 @@ def refuse_while_held(operator: Operator, run: RunView, *, retry: bool) -> None:
     for hold in active_holds(records):
         if hold.run_id == run.run_id or any(row.name == "rent" for row in waiting):
             raise Denied(f"{run.run_id} is on hold: {hold.reason()}", fix=TO_LIFT)
+
+
+def _other_workers(world: World, run: Run) -> list[tuple[int, Run]]:
+    """The other instances of a run over several, with their places."""
+    rows = world.records.group(run.group_id) if run.group_id else []
+    return [(place, row) for place, row in enumerate(rows, 1) if row.run_id != run.run_id]
+
+
+def _worker_rows(world: World, place: int, run: Run) -> list[tuple[str, ...]]:
+    """What another instance of the run says of itself, each item named as that worker's."""
+    instance, problem = _shown(world, run)
+    host, silent = _reached(world, instance)
+    try:
+        found = [_row(item) for item in gather(world, run, host).items]
+    finally:
+        if host:
+            host.close()
+    why = [("reached", "no", "host", silent or problem)] if silent or problem else []
+    return [(f"worker {place}: {name}", *rest) for name, *rest in (*why, *found)]
 
 
 def _shown(world: World, run: Run) -> tuple[Instance | None, str]:
