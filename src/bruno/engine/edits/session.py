@@ -47,6 +47,8 @@ class EditSession:
         self._routers = {mixture.layer: _RouterSite(mixture, self._rows, max_trials) for mixture in mixtures}
         self._splits = [SplitByTrial(mixture, self._rows) for mixture in mixtures if not mixture.fused]
         self._first_layer: tuple[int, ...] = ()
+        self.written = 0
+        """How often edits have been written: what was computed with them holds until it changes."""
         self.steady = False
         """Whether writers that a batch leaves alone keep an edit that does nothing instead of none: what is launched is
         then the same for every batch, as a captured graph needs it."""
@@ -73,6 +75,7 @@ class EditSession:
         for layer, site in self._routers.items():
             site.write(batch.routers.get(layer), batch.trials)
         self._first_layer = batch.first_layer
+        self.written += 1
         self.rows_of(0)
 
     def rows(self, trial_of_row: torch.Tensor) -> None:

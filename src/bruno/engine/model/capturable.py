@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import torch
 
 from bruno.engine.events import Emit, Fallback
+from bruno.engine.model.architectures import decoder_config
 from bruno.engine.model.decoding import Started
 from bruno.engine.model.graphs import GraphedRows
 from bruno.engine.model.loading import LoadedModel, first_line
@@ -26,24 +28,49 @@ def usable(loaded: LoadedModel, prepared: PreparedPrompts, emit: Emit) -> bool:
     """
     if loaded.device.type != "cuda" or prepared.cache != "blocks" or not prepared.reuse or not prepared.batches:
         return False
-    reason = _why_not(loaded, prepared)
+    reason = _forbids(loaded, prepared)
+    if not reason and (kernel := _kernel(loaded)):
+        reason = _try(loaded, prepared, kernel)
+        if not reason:
+            return True
+        emit(Fallback(method="Attention that reads each key once", reason=reason, instead="the library's attention"))
+        reason = ""
+    reason = reason or _try(loaded, prepared, "")
     if reason:
         emit(Fallback(method="Captured CUDA graphs", reason=reason, instead="steps launched one by one"))
     return not reason
 
 
-def _why_not(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
+def _forbids(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
+    """Why fixed buffers cannot be tried at all, or ""."""
     if len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1:
         return "the model is spread over several devices"
     if any(block.summary for block in prepared.batches[0].blocks):
         return "some blocks keep a running state"
+    return ""
+
+
+def _kernel(loaded: LoadedModel) -> str:
+    """The name of our own attention for single tokens, where the model attends by `sdpa` and Triton is there."""
+    if decoder_config(loaded.model)._attn_implementation != "sdpa":
+        return ""
     try:
-        wrong = wrong_token(loaded, prepared)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return importlib.import_module("bruno.engine.model.attention").NAME
+    except ImportError:
+        return ""
+
+
+def _try(loaded: LoadedModel, prepared: PreparedPrompts, attention: str) -> str:
+    """Why answers cannot be written with this attention, or "" when they can, and are from now on."""
+    workspace = loaded.workspace
+    workspace.release()
+    workspace.attention, workspace.refused = attention, ""
+    try:
+        return wrong_token(loaded, prepared) or workspace.refused
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         return f"this model does not run with it: {first_line(error)}"
-    return wrong or loaded.workspace.refused
 
 
 def wrong_token(loaded: LoadedModel, prepared: PreparedPrompts) -> str:

@@ -14,7 +14,8 @@ by one. That is how tests hold it to plain generation for every family.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -184,14 +185,15 @@ class GraphedRows:
             self._session.rows_on_device(buffers.trial[:rows])
         buffers.position[:rows] += 1
         buffers.mask[:rows].index_fill_(3, buffers.place, 0)
-        logits = logits_of(
-            self._loaded,
-            buffers.newest[:rows, None],
-            self._mask(rows, seen),
-            buffers.position[:rows, None],
-            self._cache,
-            keep=1,
-        )
+        with _attending(self._loaded):
+            logits = logits_of(
+                self._loaded,
+                buffers.newest[:rows, None],
+                self._mask(rows, seen),
+                buffers.position[:rows, None],
+                self._cache,
+                keep=1,
+            )
         buffers.newest[:rows] = logits[:, -1].argmax(-1)
         buffers.written.index_copy_(0, buffers.count, buffers.newest[None])
         buffers.place += 1
@@ -232,6 +234,19 @@ class GraphedRows:
             self._owners[place] = self._owners[source]
         del self._owners[len(live) :]
         self._active = min(wanted, self._active)
+
+
+@contextmanager
+def _attending(loaded: LoadedModel) -> Iterator[None]:
+    """The model attends by `workspace.attention` for a while."""
+    config, name = decoder_config(loaded.model), loaded.workspace.attention
+    before = config._attn_implementation
+    if name:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 class _Layer(DynamicLayer):

@@ -74,7 +74,10 @@ def with_states(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, row
 def prefix_of_trials(
     loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None
 ) -> list[list[BlockCache]]:
-    """The shared prefix as each trial sees it, in one pass: for each trial, the blocks' caches of one row."""
+    """The shared prefix as each trial sees it, in one pass: for each trial, the blocks' caches of one row.
+
+    Kept until other edits are written: all prompts of a run begin with the same tokens.
+    """
     base = prepared.prefix_blocks
     if session is None or not session.trials or not prepared.prefix:
         return [base] * max(1, session.trials if session else 0)
@@ -82,6 +85,10 @@ def prefix_of_trials(
     start = prepared.start(min(session.first_layer))
     if start >= loaded.layers:
         return [base] * trials
+    found = (session, session.written, prepared.prompts.ids[0][: prepared.prefix])
+    kept = loaded.workspace.prefixes
+    if kept is not None and kept[0] == found:
+        return kept[1]
     session.rows(torch.arange(trials))
     device = loaded.device
     ids = torch.tensor([prepared.prompts.ids[0][: prepared.prefix]], device=device).expand(trials, -1)
@@ -91,7 +98,9 @@ def prefix_of_trials(
     positions = torch.arange(prepared.prefix, device=device).expand(trials, -1)
     forward(loaded, Batch(torch.arange(trials), ids, mask, positions), mask, cache, start, state)
     own = held(cache, start)
-    return [[*base[:start], *(block.rows(slice(t, t + 1)) for block in own)] for t in range(trials)]
+    prefixes = [[*base[:start], *(block.rows(slice(t, t + 1)) for block in own)] for t in range(trials)]
+    loaded.workspace.prefixes = (found, prefixes)
+    return prefixes
 
 
 def trial_pass(

@@ -63,6 +63,10 @@ class Workspace:
     graphs: dict[Hashable, torch.cuda.CUDAGraph] = field(default_factory=dict)
     pool: Any = None
     """The memory that all captured graphs share: one is replayed at a time."""
+    prefixes: tuple[tuple, list] | None = None
+    """What the trials of the session's active edits make of a prefix, and which edits and prefix these are."""
+    attention: str = ""
+    """Name of the attention that steps use in the library's table, where it is not the model's own."""
     refused: str = ""
     """Why this model's steps cannot be captured; they are launched one by one then."""
 
@@ -108,4 +112,5 @@ class Workspace:
         """Give the memory back."""
         self.graphs.clear()
         self.buffers = None
+        self.prefixes = None
         self.pool = None
