@@ -139,6 +139,8 @@ def ours(run: Run, lines: Lines) -> None:
     def note(event: object) -> None:
         nonlocal last
         quiet(event)
+        if getattr(event, "kind", "") == "initial_scores":  # what came before is no trial's
+            last = time.perf_counter()
         if getattr(event, "kind", "") == "progress":
             told = run.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
             new = [trial for trial in told if trial.user_attrs["index"] not in noted]
