@@ -47,6 +47,8 @@ def test_a_run_without_a_database_that_answers_rents_nothing(bruno: Bruno, postg
 
 def test_one_yes_two_instances_one_study_one_model(bruno: Bruno, postgres: Server) -> None:
     bruno.extra["BRUNO_SEARCH__STORAGE"] = postgres.new_database("studies")
+    bruno.extra |= {"BRUNO_DATA__BAD_COUNT": "24", "BRUNO_DATA__GOOD_COUNT": "24", "BRUNO_SCORING__MAX_NEW_TOKENS": "8"}
+    bruno.extra |= {"BRUNO_SCORING__BAD_COUNT": "8", "BRUNO_SCORING__GOOD_COUNT": "8"}
     bruno.extra["BRUNO_SEARCH__STOP_DOMINATED"] = "false"  # every trial has its count, so that they can be counted here
 
     # Killed between the two rentals; started again it rents nothing, loses nothing, and goes on with what there is.
