@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import sys
 import time
@@ -21,13 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from shapes import about, random_trial
 
 from bruno.engine import demo
 from bruno.engine.directions.find import Samples, find_directions
-from bruno.engine.edits.build import Kernel, TrialEdit, build_edits
+from bruno.engine.edits.build import build_edits
 from bruno.engine.edits.session import EditSession
-from bruno.engine.model.architectures import COMPONENTS
 from bruno.engine.model.capture import capture
 from bruno.engine.model.chat_format import encode
 from bruno.engine.model.generate import first_token_logprobs, generate, prepare
@@ -40,20 +38,6 @@ def measured(work: Callable[[], object]) -> tuple[object, dict[str, float]]:
     result = work()
     seconds = {"seconds": round(time.perf_counter() - wall, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
     return result, seconds
-
-
-def random_trial(generator: random.Random, layers: int) -> TrialEdit:
-    """A trial as the search's space draws it."""
-    kernels = {
-        name: Kernel(
-            generator.uniform(0.8, 1.5),
-            generator.uniform(0.6, 1.0) * (layers - 1),
-            generator.random(),
-            generator.uniform(1, 0.6 * (layers - 1)),
-        )
-        for name in COMPONENTS
-    }
-    return TrialEdit("global", generator.uniform(0.4, 0.9) * (layers - 1), kernels)
 
 
 def main() -> None:
@@ -78,9 +62,7 @@ def main() -> None:
     )
     report: dict[str, object] = {
         "benchmark": "generation",
-        "machine": machine(loaded.device),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **about(loaded.device),
         "model": Path(options.model).name,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "prompts": len(bad),
@@ -135,12 +117,6 @@ def plain(loaded, bad, good, tokens: int) -> dict[str, object]:
 
 def tell(event: object) -> None:
     print(event, file=sys.stderr)
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.cpu.get_capabilities().get('cpu_name', platform.processor())}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -18,15 +18,19 @@ from bruno.engine.search.storage import StudyMismatch
 from bruno.engine.search.study import finished_trials
 from bruno.errors import InputError
 from tests.engine.test_explain import log_of
-from tests.engine.test_run import finished, material, of  # noqa: F401  (fixtures)
+from tests.engine.test_run import finished, material, of, start  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="module")
 def over(finished, tmp_path_factory) -> Path:  # noqa: F811
     """A finished run's folder with its log and its recipe, as the command leaves them."""
-    folder = tmp_path_factory.mktemp("over") / "run"
-    shutil.copytree(finished[0], folder)
-    log_of(folder, *finished[1])
+    return left_behind(tmp_path_factory.mktemp("over") / "run", *finished)
+
+
+def left_behind(folder: Path, ran: Path, events: list) -> Path:
+    """A run's folder as the command leaves it."""
+    shutil.copytree(ran, folder)
+    log_of(folder, *events)
     report = read_report(folder)
     assert report and report.chosen
     run = open_run(settings_of(folder), folder, lambda _: None)
@@ -201,9 +205,10 @@ def test_scores_are_the_same_within_the_stated_tolerance(kl, tokens, same):
     assert [check.same for check in compare_scores(recorded, found)] == same
 
 
-def test_several_trials_are_exported_from_one_loading(over, tmp_path):
-    folder = tmp_path / "moved"
-    shutil.copytree(over, folder)
+def test_several_trials_are_exported_from_one_loading(material, tmp_path):  # noqa: F811
+    (tmp_path / "ran").mkdir()
+    ran, _ = start(material, tmp_path / "ran", search={"stop_dominated": False})  # so that every trial has a count
+    folder = left_behind(tmp_path / "moved", tmp_path / "ran", ran)
     events: list = []
     numbers = [trial.number for trial in finished_trials(open_run(settings_of(folder), folder, lambda _: None).study)]
     chosen = read_recipe(folder).trial.number

@@ -53,7 +53,7 @@ def test_answers_are_whole_where_scores_stop_early(loaded):
     with EditSession(loaded.writers, max_trials=1) as session:
         part = scorer(loaded, session, max_new_tokens=40)
         whole = part.answers(None)
-        early = part._generate(part.bad, None, 0, early=True)[0]
+        early = part._generate(part.bad, None, 0, early=True).texts[0]
         assert all(one.startswith(other) for one, other in zip(whole, early, strict=True))
         assert sum(map(len, whole)) > sum(map(len, early))
         assert part.detector.count(whole) == part.detector.count(early) == part.base_refusals()
