@@ -14,7 +14,8 @@ from bruno.engine import events as ev
 from bruno.engine.export import write as export_module
 from bruno.engine.export.write import ExportFailed
 from bruno.engine.model.chat_format import encode
-from bruno.engine.run import run, short_name
+from bruno.engine.place import short_name
+from bruno.engine.run import run
 from bruno.engine.scoring.scores import kl_divergence, wilson_interval
 from bruno.engine.search.storage import StudyMismatch
 from bruno.errors import BrunoError

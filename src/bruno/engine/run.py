@@ -8,13 +8,10 @@ given again after a crash, Ctrl-C or a full disk, starts at what is missing.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +19,8 @@ from pathlib import Path
 import optuna
 from filelock import FileLock
 
-from bruno import __version__
 from bruno.engine.crew import crew_of, worker_name
-from bruno.engine.data.behaviours import Behaviour, Default, detector, load_behaviour, with_defaults
+from bruno.engine.data.behaviours import Behaviour, detector, load_behaviour, with_defaults
 from bruno.engine.data.prompts import PromptSets, load_prompt_sets
 from bruno.engine.directions.find import DirectionSet
 from bruno.engine.edits.build import EditRules, TrialEdit
@@ -37,18 +33,17 @@ from bruno.engine.events import (
     Interrupted,
     ModelSaved,
     Notice,
-    RunStarted,
     TrialSelected,
 )
 from bruno.engine.export.adapter import save_adapter
 from bruno.engine.export.card import card_of, write_card
 from bruno.engine.export.write import export
-from bruno.engine.folder import STUDY_FILE
 from bruno.engine.menu import choose_trials
 from bruno.engine.model.architectures import find_mixtures
 from bruno.engine.model.loading import LoadedModel, load, locate
 from bruno.engine.model.room import trials_that_fit
 from bruno.engine.model.routing import routing_health
+from bruno.engine.place import Team, announce, place_of_study, short_name, timed
 from bruno.engine.preparation import Preparation, Prepared
 from bruno.engine.recipe import recipe_of, write_recipe
 from bruno.engine.report import write_report
@@ -112,21 +107,6 @@ def run(settings: EngineSettings, folder: Path, emit: Emit) -> bool:
         the_run.describe(trial, rule, saved, held_out, of_the_run=trial is chosen[0])
     emit(Finished(seconds=time.monotonic() - began))
     return True
-
-
-@dataclass(frozen=True)
-class Team:
-    """A process's place among the workers of a shared study.
-
-    Args:
-        name: unique among them.
-        kept: the folder that keeps the directions for all workers of this machine.
-        deals: whether it deals out the study's trials.
-    """
-
-    name: str
-    kept: Path
-    deals: bool
 
 
 @dataclass
@@ -372,42 +352,3 @@ class Run:
             write_card(saved, card_of(self, chosen, rule, held_out))
             if self.settings.export.adapter:
                 save_adapter(self, chosen, rule, saved)
-
-
-def place_of_study(settings: EngineSettings, behaviour: Behaviour, folder: Path) -> tuple[str, str]:
-    """Storage and name of a run's study: the settings', else an SQLite file in its folder, by model and behaviour."""
-    name = settings.search.study or f"{short_name(settings.model)}.{behaviour.name}"
-    return settings.search.storage or str(folder / STUDY_FILE), name
-
-
-def short_name(model: str) -> str:
-    """The last part of a hub id or path, as a file name."""
-    return re.sub(r"[^\w.-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long a stage took, whether or not it succeeded."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[stage] = round(time.monotonic() - began, 1)
-
-
-def announce(settings: EngineSettings, behaviour: Behaviour, defaults: list[Default], folder: Path, emit: Emit) -> None:
-    """Say what is about to run, and which defaults of the behaviour were taken."""
-    emit(
-        RunStarted(
-            version=__version__,
-            model=settings.model,
-            behaviour=behaviour.name,
-            out=str(folder),
-            seed=settings.seed,
-            pid=os.getpid(),
-            settings=settings.model_dump(mode="json"),
-        )
-    )
-    if defaults:
-        taken = ", ".join(f"{default.setting} = {default.value}" for default in defaults)
-        emit(Notice(text=f"Defaults of {behaviour.name}, which any setting of yours replaces: {taken}"))

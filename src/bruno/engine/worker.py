@@ -64,7 +64,8 @@ def work(joining: Joining, folder: Path, emit: Emit) -> bool:
     from bruno.engine.data.behaviours import load_behaviour
     from bruno.engine.data.prompts import load_prompt_sets
     from bruno.engine.model.loading import load, locate
-    from bruno.engine.run import Run, Team, announce
+    from bruno.engine.place import Team, announce
+    from bruno.engine.run import Run
     from bruno.engine.search.fingerprint import fingerprint
     from bruno.engine.search.storage import check_fingerprint
 

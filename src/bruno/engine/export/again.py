@@ -109,7 +109,7 @@ def trials_by_number(settings: EngineSettings, folder: Path, numbers: Sequence[i
     from bruno.engine.data.prompts import load_prompt_sets
     from bruno.engine.folder import STUDY_FILE
     from bruno.engine.model.loading import locate
-    from bruno.engine.run import place_of_study
+    from bruno.engine.place import place_of_study
     from bruno.engine.search.fingerprint import fingerprint
 
     if not settings.search.storage and not (folder / STUDY_FILE).is_file():
