@@ -70,7 +70,7 @@ def measure(options) -> dict[str, object]:
             for batch in range(options.batches + 1):
                 trials = [random_trial(generator, loaded.layers) for _ in range(size)]
                 profiling = options.profile and size == sizes[-1] and batch == options.batches
-                with profiler(options.profile if profiling else ""):
+                with Profiler(options.profile if profiling else ""):
                     runs.append(
                         one_batch(loaded, session, directions, trials, prepared_bad, prepared_good, base, options)
                     )
@@ -136,7 +136,7 @@ def plain(loaded: LoadedModel, bad: EncodedPrompts, good: EncodedPrompts, tokens
     return {"seconds_per_trial": round(writing + scoring, 3), "generate": round(writing, 3), "kl": round(scoring, 4)}
 
 
-class profiler:
+class Profiler:
     """Writes the kernels' times to a file, where one is named."""
 
     def __init__(self, path: str) -> None:

@@ -10,7 +10,9 @@ from bruno.tui import words
 from tests.tui.driving import opened
 from tests.tui.scripted import NOW, run_view
 
-PROBLEM = "instance 34100203 was stopped (not by bruno: outbid, out of credit, the contract's end); processes on it are gone"
+PROBLEM = (
+    "instance 34100203 was stopped (not by bruno: outbid, out of credit, the contract's end); processes on it are gone"
+)
 STATES = [
     (34100201, RunState.SEARCHING, ""),
     (34100202, RunState.SEARCHING, ""),
