@@ -139,7 +139,8 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
     import psycopg
     import sqlalchemy
 
-    from bruno.engine.search import shared
+    from bruno.engine.search.board import Board, deal
+    from bruno.engine.search.shared import Worker
     from bruno.engine.search.storage import open_study
     from bruno.engine.search.study import Plan, Stop
     from tests.engine.postgres import server
@@ -159,7 +160,7 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
             spent["seconds"] += time.perf_counter() - connection.info["began"]
 
         engine = study._storage._backend.engine
-        shared.deal(study, plan, shared.Board())
+        deal(study, plan, Board())
         sqlalchemy.event.listen(engine, "before_cursor_execute", before)
         sqlalchemy.event.listen(engine, "after_cursor_execute", after)
         sqlalchemy.event.listen(engine, "commit", lambda _: spent.update(commits=spent["commits"] + 1))
@@ -171,7 +172,7 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
                 return float(row[0]) / 1000
 
         relayed, busy, began = relay.bytes, active(), time.perf_counter()
-        shared.Worker(study, SPACE, bowl, plan, lambda _: None, Stop(), "bench", 30).work()
+        Worker(study, SPACE, bowl, plan, lambda _: None, Stop(), "bench", 30).work()
         seconds = time.perf_counter() - began
         engine.dispose()  # a session's time is added to the statistics when it ends
         time.sleep(1)

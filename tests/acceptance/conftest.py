@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,9 +103,19 @@ class Bruno:
 
 
 @pytest.fixture
-def bruno(tmp_path: Path) -> Iterator[Bruno]:
+def new_bruno(tmp_path: Path) -> Iterator[Bruno]:
+    """On a computer where nothing was done before."""
     home = tmp_path / "home"
     (home / "user").mkdir(parents=True)
     product = Bruno(home, dict(SHORT_SEARCH))
     yield product
     product.run("sandbox", "stop", "--stop-instances", code=None)
+
+
+@pytest.fixture
+def bruno(new_bruno: Bruno, built_demo: tuple[Path, list[str]]) -> Bruno:
+    """With instances whose image brings the demo model."""
+    state = new_bruno.home / "sandbox"
+    state.mkdir(mode=0o700)
+    shutil.copytree(built_demo[0], state / "image" / ".local/share/bruno/cache/demo", copy_function=os.link)
+    return new_bruno

@@ -49,7 +49,7 @@ def test_a_stop_of_somebody_elses_instance_is_refused(bruno: Bruno) -> None:
     # Named by its id it may be stopped, but bruno cannot read its label file: a plain `yes` is not the word.
     console.expect("yes somebody-else\\? ", timeout=60)
     console.sendline("yes")
-    console.expect("not confirmed")
+    console.expect("not confirmed .'yes' is not 'yes somebody-else'")
     console.expect(pexpect.EOF)
     console.close()
     assert console.exitstatus == 4

@@ -13,7 +13,7 @@ from bruno.cli.routing import COMMANDS, route
 from bruno.errors import BrunoError, Denied, InputError, NotConfirmed, RunFailed, Unreachable
 from bruno.guard.decision import Verdict
 from bruno.intents import DestroyInstance, FetchModel, ResumeRun, ShowCosts, ShowOffers, ShowProgress, StopInstance
-from bruno.operator.views import Answer, Ask, InstancesView, Offers, OfferView, Progress, RunState, Talk
+from bruno.operator.views import Answer, Ask, Instances, InstancesView, Offers, OfferView, Progress, RunState, Talk
 from bruno.settings.engine import EngineSettings
 from tests.tui.scripted import NOW, instance_view, run_view, start_card, two_meanings
 
@@ -216,6 +216,13 @@ def test_an_answer_that_failed_exits_with_one(bruno, operator) -> None:
     said = bruno("do", "mumble")
     assert said.code == 1
     assert "not understood: mumble" in said.out
+
+
+def test_an_answer_may_say_what_to_exit_with(bruno, operator) -> None:
+    operator.replies["show_costs"] = Answer(text="the list could not be read", failed=True, exit_code=5)
+    assert bruno("costs").code == 5
+    operator.replies["which run"] = Instances(view=InstancesView(known=False, problem="HTTP 500"))
+    assert bruno("do", "which run").code == 5
 
 
 def test_do_needs_words(bruno, operator) -> None:

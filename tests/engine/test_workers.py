@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bruno.engine.command import main
 from bruno.engine.events import parse_event
 from tests.engine.postgres import PASSWORD, server
 from tests.engine.test_command import command, finish, run_of
@@ -22,7 +23,7 @@ def kinds(events, kind):
     return [event for event in events if event.kind == kind]
 
 
-def test_two_workers_on_this_machine_are_one_run(material, tmp_path):  # noqa: F811
+def test_two_workers_on_this_machine_are_one_run(material, tmp_path, monkeypatch, capfd):  # noqa: F811
     code, out, err = finish(command(*run_of(material, "here", "--trials", "8", "--workers", "2"), cwd=tmp_path))
     assert (code, err) == (0, ""), out
     assert out.endswith("Optimization finished!\n")
@@ -45,8 +46,10 @@ def test_two_workers_on_this_machine_are_one_run(material, tmp_path):  # noqa: F
     assert sorted(found) == [False, True]
     assert json.loads((here / "report.json").read_text())["trials"]["wanted"] == 8
     # The same command again repeats nothing.
-    code, out, _ = finish(command(*run_of(material, "here", "--trials", "8", "--workers", "2"), cwd=tmp_path))
-    assert code == 0 and "Running trial" not in out
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRUNO_HOME", str(tmp_path / "home"))
+    assert main([str(word) for word in run_of(material, "here", "--trials", "8", "--workers", "2")]) == 0
+    assert "Running trial" not in capfd.readouterr().out
 
 
 def test_a_dead_worker_is_started_again_and_ctrl_c_ends_all(material, tmp_path):  # noqa: F811
@@ -78,9 +81,10 @@ def test_a_dead_worker_is_started_again_and_ctrl_c_ends_all(material, tmp_path):
         (("--workers", "many"), "workers"),
     ],
 )
-def test_numbers_of_workers_that_are_none(material, tmp_path, more, words):  # noqa: F811
-    code, _, err = finish(command(*run_of(material, "here", *more), cwd=tmp_path))
-    assert code == 2 and words in err
+def test_numbers_of_workers_that_are_none(material, tmp_path, more, words, monkeypatch, capfd):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert main([str(word) for word in run_of(material, "here", *more)]) == 2
+    assert words in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,13 @@ def postgres():
         yield started
 
 
-def test_a_run_and_a_worker_that_joins_it_share_one_study_and_no_password(material, tmp_path, postgres, monkeypatch):  # noqa: F811
+def test_a_run_and_a_worker_that_joins_it_share_one_study_and_no_password(
+    material,  # noqa: F811
+    tmp_path,
+    postgres,
+    monkeypatch,
+    capfd,
+):
     monkeypatch.setenv("BRUNO_SEARCH__STORAGE", postgres.new_database("joined"))
     joining = ["worker", "--study", "shared", "--out", "second", "--wait", "60"]
     second = command(*joining, cwd=tmp_path)  # before the study is made
@@ -104,11 +114,13 @@ def test_a_run_and_a_worker_that_joins_it_share_one_study_and_no_password(materi
     assert Counter(event.trial for event in results) == Counter(range(1, 13))
     assert not kinds(events_of(tmp_path / "second"), "model_saved")
     # Another model, other prompts, other settings: refused by name, before anything is loaded.
-    code, told, _ = finish(command(*joining, "--seed", "5", "--scoring.max_new_tokens", "4", cwd=tmp_path))
-    assert code == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRUNO_HOME", str(tmp_path / "home"))
+    assert main([*joining, "--seed", "5", "--scoring.max_new_tokens", "4"]) == 2
+    told = capfd.readouterr().out
     assert "scoring.max_new_tokens: 5 then, 4 now; seed: 0 then, 5 now" in told.splitlines()[-1]
-    code, told, _ = finish(command("worker", "--study", "another", "--out", "third", cwd=tmp_path))
-    assert code == 2 and "holds no study another" in told
+    assert main(["worker", "--study", "another", "--out", "third"]) == 2
+    assert "holds no study another" in capfd.readouterr().out
     # The password is in no file that any of them wrote, and in nothing they said.
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"events.jsonl", "report.json", "reproduce.toml", "README.md"} <= {path.name for path in written}
@@ -117,5 +129,4 @@ def test_a_run_and_a_worker_that_joins_it_share_one_study_and_no_password(materi
         assert not [path for path in written if form.encode() in path.read_bytes()]
     assert "bruno:***@127.0.0.1" in (tmp_path / "first" / "report.json").read_text()
     # ... but a run that is over finds its study by it.
-    code, told, err = finish(command("export", tmp_path / "first", "--trial", "1", "--name", "again", cwd=tmp_path))
-    assert code == 0, told + err
+    assert main(["export", str(tmp_path / "first"), "--trial", "1", "--name", "again"]) == 0, capfd.readouterr().out

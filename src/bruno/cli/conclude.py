@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bruno.cli.confirm import choose_letter, confirm_at_terminal, confirm_by_plan_id
 from bruno.cli.follow import follow
 from bruno.cli.show import Output
-from bruno.errors import Denied, InputError, NotConfirmed
+from bruno.errors import Denied, InputError, NotConfirmed, Unreachable
 from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin
 
@@ -43,7 +43,9 @@ class Conclusion:
             self._output.reply(reply)
         match reply.kind:
             case "answer":
-                return 1 if reply.failed else 0
+                return (reply.exit_code or 1) if reply.failed else 0
+            case "instances":
+                return 0 if reply.view.known else Unreachable.exit_code
             case "ask":
                 return self.of(self._choose(reply))
             case "card":

@@ -125,7 +125,7 @@ class Crew:
         Raises:
             BrunoError: the workers are refused, or all of them have died too often.
         """
-        from bruno.engine.search.shared import look
+        from bruno.engine.search.board import look
         from bruno.engine.search.storage import GRACE, open_study
         from bruno.engine.search.study import stop_on_signals
 

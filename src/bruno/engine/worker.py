@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from bruno.engine.crew import worker_name
 from bruno.engine.events import Emit, Finished, Notice
-from bruno.engine.search.shared import look
+from bruno.engine.search.board import look
 from bruno.engine.search.storage import NoStudy, join_study
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings, hide_password

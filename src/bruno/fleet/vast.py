@@ -292,7 +292,12 @@ def _worth_repeating(error: BaseException) -> bool:
 
 
 def _pause(attempt: int, error: BaseException | None) -> float:
-    """Seconds before the next attempt: what the provider asks for, else 2, 4, 8, all above its thresholds once added up."""
+    """Seconds before the next attempt: what the provider asks for, else 2, 4, 8, all above its thresholds once added up.
+
+    A quarter of that where no request arrived: there was nothing to limit, and someone without a network waits to hear so.
+    """
+    if isinstance(error, NoAnswer) and not error.sent:
+        return 2.0**attempt / 4
     after = getattr(error, "after", None)
     return float(after) if after else 2.0**attempt
 

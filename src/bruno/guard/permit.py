@@ -18,6 +18,7 @@ from bruno.errors import Denied, NotConfirmed
 from bruno.guard.actions import Action, CreateInstance, Risk
 from bruno.guard.decision import Decision, Verdict
 from bruno.guard.plan import Plan
+from bruno.guard.sanitise import safe_line
 
 _SECRET = secrets.token_bytes(32)
 KEYBOARD_SECONDS = 60.0
@@ -86,7 +87,9 @@ def mint(
         raise NotConfirmed("the plan has expired, nothing was done", fix="Ask again to see today's price")
     expected = plan.plan_id if origin is Origin.SCRIPT else decision.word
     if typed.strip() != expected:
-        raise NotConfirmed(f"not confirmed (the word was {decision.word!r}), nothing was done")
+        word = "the whole id of this plan" if origin is Origin.SCRIPT else repr(decision.word)
+        given = f"{str(safe_line(typed, 40))!r} is not {word}" if typed.strip() else f"{word} was not typed"
+        raise NotConfirmed(f"not confirmed ({given}), nothing was done")
     rentals = sum(isinstance(step.action, CreateInstance) for step in plan.steps)
     expires_at = now + timedelta(seconds=seconds + RENTAL_SECONDS * max(0, rentals - 1))
     return Permit(plan, origin, now, expires_at, _seal(plan.plan_id, origin, now, expires_at))

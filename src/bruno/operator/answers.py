@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bruno.errors import InputError
+from bruno.errors import InputError, Unreachable
 from bruno.guard.permit import Origin
 from bruno.guard.sanitise import safe_line
 from bruno.intents import (
@@ -112,7 +112,12 @@ def _costs(operator: Operator, *_: Any) -> Reply:
         if view.known
         else f" The provider's list could not be read ({view.problem}): what else is billed is unknown."
     )
-    return Answer(text=f"credit left: {credit}.{known}", rows=tuple(rows), failed=not view.known)
+    return Answer(
+        text=f"credit left: {credit}.{known}",
+        rows=tuple(rows),
+        failed=not view.known,
+        exit_code=None if view.known else Unreachable.exit_code,
+    )
 
 
 def _dollars(value: float | None) -> str:

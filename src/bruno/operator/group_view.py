@@ -11,7 +11,6 @@ from datetime import datetime
 from bruno.operator.look import run_view
 from bruno.operator.views import RunState, RunView, TrialView, WorkerView
 from bruno.records import Records, Run
-from bruno.runs.home import read_home
 from bruno.settings.paths import Paths
 
 
@@ -31,8 +30,8 @@ def group_view(rows: Sequence[Run], records: Records, paths: Paths, now: datetim
     each = [run_view(row, records, paths, now) for row in rows]
     first = each[0]
     history, disputed = _together(each)
-    logs = [read_home(paths.runs / row.run_id).progress for row in rows]
-    over = len(history) + sum(log.failed_trials + log.stopped_trials for log in logs)
+    stopped, failed = sum(view.stopped_trials for view in each), sum(view.failed_trials for view in each)
+    over = len(history) + stopped + failed
     trials = max((view.trials for view in each if view.trials), default=None)
     live = [view for view in each if view.state.live and view.read_at is not None]
     rented = [view for view in each if view.instance_id is not None]
@@ -46,6 +45,8 @@ def group_view(rows: Sequence[Run], records: Records, paths: Paths, now: datetim
             "last": history[-1] if history else None,
             "best": min(history, key=_rank, default=None),
             "history": tuple(history),
+            "stopped_trials": stopped,
+            "failed_trials": failed,
             "remaining_seconds": max((view.remaining_seconds for view in live if view.remaining_seconds), default=None),
             "spent": _sum([view.spent for view in rented]),
             "per_hour": _sum([view.per_hour for view in rented]),

@@ -64,6 +64,8 @@ def run_view(run: Run, records: Records, paths: Paths, now: datetime) -> RunView
         last=_trial(progress.history[-1]) if progress.history else None,
         best=_trial(progress.best),
         history=tuple(view for trial in progress.history if (view := _trial(trial))),
+        stopped_trials=progress.stopped_trials,
+        failed_trials=progress.failed_trials,
         elapsed_seconds=_elapsed(run, now),
         remaining_seconds=progress.remaining_seconds,
         spent=costs.spent,

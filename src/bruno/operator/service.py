@@ -369,7 +369,7 @@ class Operator:
         from bruno.operator.look import instances_view
 
         listing = self.world.vast.instances(max_age=0 if fresh else self.settings.fleet.poll_seconds)
-        account = self.account()
+        account = self.account() if listing.known else None  # who cannot be reached is not asked twice
         return instances_view(listing, self.world, account.credit if account else None)
 
     def account(self) -> Account | None:

@@ -104,7 +104,8 @@ def plan_stop_all(run_id: str, instances: Sequence[Instance], world: World) -> P
 def _look(instance: Instance, world: World) -> _Looked:
     record = world.records.instance(instance.id)
     run = _run_of(record, world)
-    host, problem = _reach(instance, world)
+    # One that bruno did not rent has, as far as it knows, no key of ours that could still be on its way.
+    host, problem = _reach(instance, world, patience=REACH_SECONDS if record else 0)
     try:
         return _Looked(
             instance, run, record, gather(world, run, host) if run else None, _label_file(host), "" if host else problem
@@ -135,11 +136,11 @@ def open_host(instance: Instance, world: World, *, patience: float = REACH_SECON
     )
 
 
-def _reach(instance: Instance, world: World) -> tuple[Host | None, str]:
+def _reach(instance: Instance, world: World, *, patience: float) -> tuple[Host | None, str]:
     if instance.state is not State.RUNNING:
         return None, ""
     try:
-        return open_host(instance, world), ""
+        return open_host(instance, world, patience=patience), ""
     except (HostKeyChanged, WrongHost):
         raise  # somebody else's machine answers there: that is no reason to stop it harder
     except BrunoError as error:

@@ -93,6 +93,10 @@ class RunView(_View):
     last: TrialView | None = None
     best: TrialView | None = None
     history: tuple[TrialView, ...] = ()
+    """Trials that have a count."""
+    stopped_trials: int = 0
+    """Trials that another had beaten before their answers were read to the end: they have no count."""
+    failed_trials: int = 0
     elapsed_seconds: float | None = None
     remaining_seconds: float | None = None
     spent: float | None = None
@@ -164,7 +168,7 @@ class Answer(_View):
     suggestions: tuple[str, ...] = ()
     failed: bool = False
     exit_code: int | None = None
-    """Of a shell line that was run: what the command line then exits with."""
+    """What the command line exits with: a shell line's own, or why something failed; None is 0, or 1 where `failed`."""
 
 
 class Ask(_View):

@@ -18,13 +18,18 @@ site.joinpath("image-packages.pth").write_text("".join(f"import site; site.addsi
 PY
 "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip
 "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel$extras"
-# Kernels for a GPU are worth having and not worth failing for: without them the engine says so and runs.
-if "$venv/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel[gpu]" \
-    || echo "* The GPU kernels (liger-kernel) could not be installed: the engine will be slower"
-fi
-"$venv/bin/python" - << 'PY'
+engine=$("$venv/bin/python" - << 'PY'
 import torch, bruno, bruno.engine
 where = bruno.__path__[0]
 print(f"* Engine {bruno.__version__} in {where}, torch {torch.__version__}, GPUs {torch.cuda.device_count()}")
 PY
+)
+# Kernels for a GPU are worth having and not worth failing for: without them the engine says so and runs.
+case $engine in
+  *"GPUs 0") ;;
+  *)
+    "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-warn-script-location "$wheel[gpu]" \
+      || echo "* The GPU kernels (liger-kernel) could not be installed: the engine will be slower"
+    ;;
+esac
+echo "$engine"

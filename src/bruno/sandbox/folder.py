@@ -62,6 +62,12 @@ class InstanceFolder:
         return self.base / "root"
 
     @property
+    def image(self) -> Path:
+        """`image` in the sandbox's folder: what lies there is in every new instance's home folder, as if its image brought it
+        (a model that would have to be downloaded, say)."""
+        return self.state / "image"
+
+    @property
     def workspace(self) -> Path:
         """What `/workspace` is on a rented machine; `$WORKSPACE` on the instance."""
         return self.home / "workspace"
@@ -124,6 +130,8 @@ class InstanceFolder:
         profile = _PROFILE.format(path=shlex.quote(self.path), id=self.id)
         (self.home / ".bash_profile").write_text(profile, encoding="utf-8")
         if not any(self.venv.glob("lib/*/site-packages/sandbox.pth")):  # written last
+            if self.image.is_dir():
+                shutil.copytree(self.image, self.home, symlinks=True, dirs_exist_ok=True)
             self._make_venv()
         self._write_tools(instance)
 

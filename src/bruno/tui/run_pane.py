@@ -118,6 +118,7 @@ def facts(run: RunView, *, stale: bool) -> list[str]:
     lines = [
         f"refusals   {words.refusals(run.initial)} at the start",
         *(_trial_line(name, view) for name, view in (("last", run.last), ("best", run.best)) if view is not None),
+        *([f"no count   {', '.join(words.uncounted(run))}"] if words.uncounted(run) else []),
         f"elapsed    {words.duration(run.elapsed_seconds)}"
         + (f"   remaining {words.duration(run.remaining_seconds)}" if run.state.live else ""),
         f"money      {words.money(run.spent)} so far   now {words.money(run.per_hour, '/h')}"

@@ -121,7 +121,13 @@ def counts(run: RunView) -> str:
         if view is not None:
             kl = f" at KL {view.kl:.3g}" if view.kl is not None else ""
             said.append(f"{name} {view.refusals}/{view.prompts}{kl} (trial {view.number})")
-    return ", ".join(said)
+    return ", ".join(said + uncounted(run))
+
+
+def uncounted(run: RunView) -> list[str]:
+    """Trials that are over and have no count, and why."""
+    each = ((run.stopped_trials, "stopped as beaten"), (run.failed_trials, "failed"))
+    return [f"{number} {why}" for number, why in each if number]
 
 
 def percent(share: float | None) -> str:

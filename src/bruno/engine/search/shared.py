@@ -6,7 +6,10 @@ Touches the study's storage and nothing else. Optuna keeps the workers apart, he
   ahead of the workers.
 - **Taken.** A worker takes a waiting trial with `Study.ask`; the storage lets one of several have it. The index comes with
   the trial: Optuna's own numbers cannot serve, because every retry has a new one.
-- **Alive.** Its heartbeat is recorded while it scores. One without a sign of life for the grace period is failed by any
+- **Drawn ahead.** While a batch is scored another thread takes and draws the next: some 70 statements and a sampler's thinking
+  for each trial, for which no accelerator should wait. So a draw knows nothing of the batch before it, as it knows nothing of
+  what other workers have in hand; and near the end, where it would keep trials from others, nothing is drawn ahead.
+- **Alive.** Its heartbeat is recorded from then on. One without a sign of life for the grace period is failed by any
   other worker's `fail_stale_trials`, and its trial waits again, with the same index and parameters.
 - **Told.** A trial that was failed can be told no more: what a worker brings that was frozen too long is refused by the
   storage, in the same transaction that would have stored it.
@@ -18,137 +21,28 @@ dealt at all) is set right by whoever finds nothing else to do.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 
 import optuna
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from bruno.engine.events import Emit, Notice, Progress, TrialFailed, TrialScored, TrialStarted, TrialStopped
 from bruno.engine.scoring.result import Scores, Stopped
+from bruno.engine.search.board import Board, deal, drawn_by, fail_silent, give_back, look, mark, quietly
+from bruno.engine.search.heartbeats import Heartbeats
 from bruno.engine.search.sampler import sampler_for
 from bruno.engine.search.space import Space
-from bruno.engine.search.storage import PATIENCE, RETRIES, STORAGE_ERRORS, persist
+from bruno.engine.search.storage import PATIENCE, RETRIES, persist
 from bruno.engine.search.study import Evaluate, Plan, Stop, evaluate_batch, finished_trials, tell
+
+Taken = tuple[int, optuna.Trial]
+"""An index, and the trial that is to decide it."""
 
 LOOK = 2.0
 """Most seconds between two looks at the study while others hold its last trials."""
-
-
-@dataclass
-class Board:
-    """What became of every index below the plan's number of trials."""
-
-    decided: set[int] = field(default_factory=set)
-    waiting: dict[int, list[FrozenTrial]] = field(default_factory=dict)
-    running: dict[int, list[FrozenTrial]] = field(default_factory=dict)
-    lost: dict[int, FrozenTrial] = field(default_factory=dict)
-    """Failed without a reason, and not given out again; the furthest of an index's attempts."""
-    given_up: set[int] = field(default_factory=set)
-    """Decided by having silenced `RETRIES` + 1 workers."""
-
-
-def look(study: optuna.Study, trials: int) -> Board:
-    """The study as it is now."""
-    board, failed = Board(), dict[int, FrozenTrial]()
-    for trial in study.get_trials(deepcopy=False):
-        index = trial.user_attrs.get("index", trials)
-        if index >= trials:
-            continue
-        if trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs):
-            board.decided.add(index)
-        elif trial.state == TrialState.WAITING:
-            board.waiting.setdefault(index, []).append(trial)
-        elif trial.state == TrialState.RUNNING:
-            board.running.setdefault(index, []).append(trial)
-        elif index not in failed or attempts(trial) >= attempts(failed[index]):
-            failed[index] = trial
-    for index, trial in failed.items():
-        if index in board.decided or index in board.waiting or index in board.running:
-            continue
-        if attempts(trial) >= RETRIES:
-            board.decided.add(index)
-            board.given_up.add(index)
-        else:
-            board.lost[index] = trial
-    return board
-
-
-def attempts(trial: FrozenTrial) -> int:
-    """How many workers fell silent with this trial before."""
-    with quietly():
-        return len(RetryHeartbeatStaleTrialCallback.retry_history(trial))
-
-
-def deal(study: optuna.Study, plan: Plan, board: Board, most: int | None = None) -> int:
-    """Have every index (at most so many) waiting that is neither decided nor in someone's hands; how many there were.
-
-    Called by several at once it deals some twice, of which `Worker` takes the first and drops the others.
-    """
-    dealt = 0
-    with quietly():
-        again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-        for index in range(plan.trials):
-            if index in board.decided or index in board.waiting or index in board.running:
-                continue
-            if most is not None and dealt >= most:
-                break
-            if index in board.lost:
-                again(study, board.lost[index])
-            else:
-                fixed = plan.warm_starts[index] if index < len(plan.warm_starts) else {}
-                study.enqueue_trial(dict(fixed), user_attrs={"index": index})
-            dealt += 1
-    return dealt
-
-
-class Heartbeats:
-    """Signs of life for the trials in hand, from a thread of their own, because scoring takes longer than the grace
-    period may. A beat that cannot be stored is left out: the next may reach the storage, and if none does in time, another
-    worker has the trial and its result here is refused."""
-
-    def __init__(self, storage: optuna.storages.BaseStorage, seconds: int) -> None:
-        self._storage, self._seconds = storage, seconds
-        self._trials: set[int] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
-
-    def beat(self, trial_id: int) -> None:
-        """Record one now."""
-        self._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]  (RDB storages have it)
-
-    def begin(self, trial_id: int) -> None:
-        """Record the first one now and go on with it."""
-        self.beat(trial_id)
-        self._trials.add(trial_id)
-
-    def end(self) -> None:
-        """No trial is in hand any more."""
-        self._trials.clear()
-
-    def _run(self) -> None:
-        while not self._end.wait(self._seconds):
-            for trial_id in tuple(self._trials):
-                try:
-                    self.beat(trial_id)
-                except STORAGE_ERRORS:
-                    break
-
-    def __enter__(self) -> Heartbeats:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join(timeout=1)
 
 
 @dataclass
@@ -188,31 +82,45 @@ class Worker:
         Raises:
             StorageInternalError (of `STORAGE_ERRORS`): the storage did not answer for `patience` seconds.
         """
-        storage = self.study._storage
-        with Heartbeats(storage, self.heartbeat) as beats:
+        # One thread beside this one draws. It never works on the study at the same time: `_score` waits for it.
+        with Heartbeats(self.study._storage, self.heartbeat) as beats, ThreadPoolExecutor(1, "drawing") as drawing:
             board = self._persist(lambda: look(self.study, self.plan.trials))
             began, before = time.monotonic(), len(board.decided)
+            batch: list[Taken] = []
             while len(board.decided) < self.plan.trials:
                 if self.stop.requested:
+                    for _, trial in batch:
+                        self._persist(lambda trial=trial: give_back(self.study, trial))
                     return False
-                beats.end()
-                if self.dealer:
-                    board = self._supply(board)
-                self._persist(lambda: fail_silent(self.study))  # before asking, as Optuna itself does
-                batch = self._take(board, beats)
-                if batch:
-                    self._idle = 0
-                    self._score(batch)
-                else:
+                batch = batch or self._draw(board, beats)
+                if not batch:
                     self._wait(board, beats)
+                    board = self._persist(lambda: look(self.study, self.plan.trials))
+                    continue
+                self._idle = 0
+                batch = self._score(batch, beats, drawing)
                 board = self._persist(lambda: look(self.study, self.plan.trials))
-                if batch:
-                    self._progress(board, began, before)
+                self._progress(board, began, before)
         self._say_given_up(board)
         return True
 
     def _persist(self, action):
         return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
+
+    def _draw(self, board: Board, beats: Heartbeats) -> list[Taken]:
+        """The next batch, or less, or nothing."""
+        if self.dealer:
+            board = self._supply(board)
+        self._persist(lambda: fail_silent(self.study))  # before asking, as Optuna itself does
+        return self._take(board, beats)
+
+    def _draw_ahead(self, beats: Heartbeats) -> list[Taken]:
+        """The next batch while one is scored, where that leaves one for every worker."""
+        board = self._persist(lambda: look(self.study, self.plan.trials))
+        left = self.plan.trials - len(board.decided | board.running.keys())
+        if self.stop.requested or left < len(board.workers) * self.plan.batch:
+            return []
+        return self._draw(board, beats)
 
     def _supply(self, board: Board) -> Board:
         """Keep twice as many trials waiting as are in hand: enough that nobody waits, and few, because each of them is read
@@ -224,9 +132,9 @@ class Worker:
             return self._persist(lambda: look(self.study, self.plan.trials))
         return board
 
-    def _take(self, board: Board, beats: Heartbeats) -> list[tuple[int, optuna.Trial]]:
+    def _take(self, board: Board, beats: Heartbeats) -> list[Taken]:
         """Up to a batch of waiting trials, drawn and with their first heartbeat."""
-        taken: list[tuple[int, optuna.Trial]] = []
+        taken: list[Taken] = []
         for _ in range(min(self.plan.batch, len(board.waiting))):  # which of them come is Optuna's to say
             trial = self._persist(lambda: self._ask(beats))
             if trial is None:
@@ -235,7 +143,7 @@ class Worker:
         if not taken:
             return []
         board = self._persist(lambda: look(self.study, self.plan.trials))
-        return [each for each in taken if self._is_ours(each, board)]
+        return [each for each in taken if self._is_ours(each, board, beats)]
 
     def _ask(self, beats: Heartbeats) -> optuna.Trial | None:
         """One waiting trial; None where others were faster. Called again after a lost connection it takes another, and the
@@ -249,34 +157,40 @@ class Worker:
         beats.begin(trial._trial_id)
         if trial.user_attrs.get("index", self.plan.trials) >= self.plan.trials:
             # Nobody dealt it: another took the last one between our look and our question.
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._drop(trial, beats)
             return None
         self.space.suggest(trial)
-        trial.set_user_attr("drawn", f"{self.name} {trial.number}")
+        trial.set_user_attr("drawn", mark(self.name, trial.number))
         return trial
 
-    def _is_ours(self, each: tuple[int, optuna.Trial], board: Board) -> bool:
+    def _is_ours(self, each: Taken, board: Board, beats: Heartbeats) -> bool:
         """Whether no other trial of this index was decided or came before; one that was dealt twice is dropped."""
         index, trial = each
         others = [*board.running.get(index, []), *board.waiting.get(index, [])]
         if index not in board.decided and all(trial.number <= other.number for other in others):
             return True
-        self._persist(lambda: self._drop(trial))
+        self._persist(lambda: self._drop(trial, beats))
         return False
 
-    def _drop(self, trial: optuna.Trial) -> None:
+    def _drop(self, trial: optuna.Trial, beats: Heartbeats) -> None:
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        beats.end(trial._trial_id)
 
-    def _score(self, batch: Sequence[tuple[int, optuna.Trial]]) -> None:
+    def _score(self, batch: Sequence[Taken], beats: Heartbeats, drawing: Executor) -> list[Taken]:
+        """Score a batch and store what came of it; the next batch, where it could be drawn meanwhile."""
         edits = [self.space.edit(trial.params) for _, trial in batch]
         self._say_started(*batch[0])
         scored = self._persist(lambda: finished_trials(self.study))
         known = [(each.number, each.scores) for each in scored]
+        ahead = drawing.submit(self._draw_ahead, beats)
         results, self._rows = evaluate_batch(self.evaluate, edits, known, self.plan, self._rows, self.emit)
+        wait([ahead])  # whatever became of it, first these results are stored
         for position, ((index, trial), result) in enumerate(zip(batch, results, strict=True)):
             if position:
                 self._say_started(index, trial)
             self._tell(index, trial, result)
+            beats.end(trial._trial_id)
+        return ahead.result()
 
     def _say_started(self, index: int, trial: optuna.Trial) -> None:
         shown = self.space.shown(trial.params)
@@ -310,10 +224,8 @@ class Worker:
             self.emit(Notice(text=f"Waiting for {count} of other workers"))
         self._idle += 1
         for trial in running:
-            # Taken, and never marked as drawn (a retry brings the mark of the one before): its worker may have died before
-            # its first heartbeat.
-            drawn = str(trial.user_attrs.get("drawn")).endswith(f" {trial.number}")
-            if not drawn and trial._trial_id not in self._orphans:
+            # Taken, and never marked as drawn: its worker may have died before its first heartbeat.
+            if drawn_by(trial) is None and trial._trial_id not in self._orphans:
                 self._orphans.add(trial._trial_id)
                 self._persist(lambda trial_id=trial._trial_id: beats.beat(trial_id))
         if self._idle > 1 and not board.waiting:
@@ -332,18 +244,3 @@ class Worker:
         for index in sorted(board.given_up):
             text = f"Trial {index + 1} was given up: {RETRIES + 1} workers fell silent while they had it"
             self.emit(Notice(text=text, level="warning"))
-
-
-def fail_silent(study: optuna.Study) -> None:
-    """Fail the trials of workers without a sign of life for the grace period, and give them out again."""
-    with quietly():
-        optuna.storages.fail_stale_trials(study)
-
-
-@contextmanager
-def quietly():
-    """Optuna calls heartbeats experimental, and warns that `ask` needs them recorded, which `Heartbeats` does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        yield

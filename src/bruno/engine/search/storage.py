@@ -206,7 +206,19 @@ def _server(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
             "keepalives_count": 3,
             "application_name": "bruno",
         }
-    return optuna.storages.RDBStorage(url, engine_kwargs=engine, **options)
+    made = optuna.storages.RDBStorage(url, engine_kwargs=engine, **options)
+    if url.startswith("postgres"):
+        sqlalchemy.event.listen(made.engine, "connect", _limit_idling)
+        made.engine.dispose()  # the connection that made the tables
+    return made
+
+
+def _limit_idling(connection: Any, _record: object) -> None:
+    """Let the server end a transaction in which nothing was said for a minute: its worker was frozen in the middle of one,
+    and the locks that it holds would keep the others from their trials."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    connection.commit()
 
 
 def _sqlite(storage: str, options: dict[str, Any], *, shared: bool) -> optuna.storages.RDBStorage:
