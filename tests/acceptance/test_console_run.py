@@ -73,7 +73,7 @@ async def test_a_run_in_the_console(bruno: Bruno, monkeypatch: pytest.MonkeyPatc
             app.save_screenshot(filename=Path(shot).name, path=str(Path(shot).parent))
         await _until(pilot, lambda: app.snapshot.runs[0].state.value in ("done", "failed"), "the end of the run")
         run = app.snapshot.runs[0]
-        assert (run.state.value, len(run.history)) == ("done", TRIALS), run.problem
+        assert (run.state.value, len(run.history) + run.stopped_trials) == ("done", TRIALS), run.problem
         assert run.initial is not None
         assert run.initial[1] == run.history[0].prompts
         assert run.local_model is not None

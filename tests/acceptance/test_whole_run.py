@@ -17,7 +17,7 @@ from bruno.runs.readers import EventReader, LogReader
 from tests.acceptance.conftest import Bruno
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
-TRIALS = 4
+TRIALS = 3
 
 
 def test_from_a_sentence_to_a_saved_model_and_a_stopped_instance(new_bruno: Bruno) -> None:

@@ -122,3 +122,22 @@ def test_harmless_commands_stay_harmless_in_the_usual_wrappers() -> None:
         ):
             line = wrapped(WRAPPERS[name], base)
             assert check(line).level is Level.allow, (line, check(line).reasons)
+
+
+READING = [
+    "cat {}", "tail -n 50 {}", "tail -f {}", "grep -n refus {}", "sed -n '1,40p' {}", "sed 's/a/b/' {}", "awk '{{print $1}}' {}", "wc -l {}", "stat {}",
+    "jq -r .kind {}", "sort -n {}", "cut -d, -f1 {}", "du -sh {}", "diff {} other", "xxd {}", "column -t {}", "tar tf {}", "find . -name {}", "test -f {}",
+    "git log -- {}", "git blame {}", "rg refusal {}", "ssh host cat {}", "bash -c 'tail {}'", "timeout 5 tail -f {}", "xargs -a {} ls", "lsof {}", "zcat {}",
+]  # fmt: skip
+NAMES = [
+    "engine.log", "events.jsonl", "report.json", "install.log", "job/log", "exec.log", "system.log", "eval.json", "rm.log", "kill.log", "delete.txt", "e", "w.txt",
+    "drop.csv", "stop.log", "out/pipe", "data/pie", "write.log", "getline.txt", "spawn.log", "os.log", "shutdown.txt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", READING)
+def test_a_file_may_have_any_ordinary_name(shape: str) -> None:
+    """Words that are dangerous in a script are file names elsewhere: `sed -n 5p engine.log` once had to be confirmed."""
+    for name in NAMES:
+        verdict = check(shape.format(name))
+        assert verdict.level is Level.allow, (shape.format(name), verdict.reasons)
