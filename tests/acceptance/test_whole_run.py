@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 TRIALS = 3
 
 
-def test_from_a_sentence_to_a_saved_model_and_a_stopped_instance(new_bruno: Bruno) -> None:
-    bruno = new_bruno
+def test_from_a_sentence_to_a_saved_model_and_a_stopped_instance(bruno: Bruno) -> None:
     foreign = bruno.control().seed(_some_offer(bruno), label="somebody-else")
 
     # The sentence, the card, and an answer that is not yes.

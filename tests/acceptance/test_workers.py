@@ -45,7 +45,8 @@ def test_a_run_without_a_database_that_answers_rents_nothing(bruno: Bruno, postg
     assert creates(bruno) == 0
 
 
-def test_one_yes_two_instances_one_study_one_model(bruno: Bruno, postgres: Server) -> None:
+def test_one_yes_two_instances_one_study_one_model(bruno_with_demo: Bruno, postgres: Server) -> None:
+    bruno = bruno_with_demo
     bruno.extra["BRUNO_SEARCH__STORAGE"] = postgres.new_database("studies")
     bruno.extra |= {"BRUNO_DATA__BAD_COUNT": "24", "BRUNO_DATA__GOOD_COUNT": "24", "BRUNO_SCORING__MAX_NEW_TOKENS": "8"}
     bruno.extra |= {"BRUNO_SCORING__BAD_COUNT": "8", "BRUNO_SCORING__GOOD_COUNT": "8"}
