@@ -61,6 +61,8 @@ def test_from_a_sentence_to_a_saved_model_and_a_stopped_instance(bruno: Bruno) -
     assert (seen["state"], seen["trial"], seen["trials"]) == ("done", TRIALS, TRIALS)
     assert len(seen["history"]) + seen["stopped_trials"] == TRIALS
     assert seen["discrepancies"] == []
+    log = (bruno.home / "sandbox-console" / "runs" / run["run_id"] / "engine.log").read_text()
+    assert log.count("removing over-refusal from demo") == 1, "resumed, not launched again"
     assert seen["spent"] > 0
     _log_equals_events(bruno.home / "sandbox-console" / "runs" / run["run_id"])
 

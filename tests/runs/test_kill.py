@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,22 @@ def test_killed_at_every_step_it_rents_once_and_launches_once(consoles: Consoles
     ]
     assert world.records.verify_audit().ok
     assert world.records.discrepancies(run.run_id) == []
+
+
+def test_what_ended_well_while_nobody_looked_is_not_launched_again(consoles: Consoles) -> None:
+    """`bruno resume` asks for a retry: of what failed."""
+    assert consoles(begin=True, kill={"before": "bruno.fleet.jobs:launch"})[0] == KILLED
+    out = consoles.out()
+    out.mkdir(parents=True)
+    (out / "hold").write_text("1")
+    assert consoles(kill={"event": ["follow", "progress"]}, retry=True)[0] == KILLED
+    (out / "hold").unlink()
+    log, deadline = out.parent / "job" / "log", time.monotonic() + 60
+    while "Optimization finished!" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert consoles(retry=True) == (0, "finished")
+    assert len((out / "starts").read_text().split()) == 1
 
 
 def test_killed_before_the_rent_it_asks_for_a_new_confirmation(consoles: Consoles) -> None:

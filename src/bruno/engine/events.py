@@ -172,7 +172,7 @@ class TrialStopped(_Event):
 
     def lines(self) -> list[str]:
         several = [] if self.kl_tokens is None else [f"  * KL over several tokens: {self.kl_tokens:.4f}"]
-        counted = f"at least {self.at_least}/{self.prompts} (stopped: trial {self.better} is better in both)"
+        counted = f"at least {self.at_least}/{self.prompts} (stopped: trial {self.better} is better)"
         return [f"  * KL divergence: {self.kl:.4f}", *several, f"  * Refusals: {counted}"]
 
 

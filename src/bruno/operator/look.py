@@ -56,7 +56,7 @@ def run_view(run: Run, records: Records, paths: Paths, now: datetime) -> RunView
         step=_step(steps),
         instance_id=run.instance_id,
         label=run.label,
-        trial=progress.trial,
+        trial=progress.trial if progress.trial is not None else progress.completed or None,
         trials=progress.trials or run.trials,
         initial=(progress.initial_refusals.refused, progress.initial_refusals.prompts)
         if progress.initial_refusals

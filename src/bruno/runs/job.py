@@ -188,8 +188,8 @@ def _write_config(task: Task, places: Places, settings: EngineSettings, name: st
 def launch_once(task: Task, job: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> JobState:
     """Launch `argv` in the folder `job` unless that was done before; the job's state.
 
-    Only `retry` launches an ended job again, and only once for each time it is asked for: which end was put aside is
-    recorded first, so that a restart in between neither loses the retry nor repeats it.
+    Only `retry` launches a job again, where it ended badly, and only once for each time it is asked for: which end was put aside
+    is recorded first, so that a restart in between neither loses the retry nor repeats it.
     """
 
     def attempt(host: Host) -> JobState:
@@ -208,9 +208,17 @@ def launch_once(task: Task, job: str, argv: Sequence[str], env: Mapping[str, str
 
 
 def _asked_again(task: Task, state: JobState) -> bool:
+    """Whether an end is to be put aside.
+
+    One that went well while nobody looked is no reason to load a model again, whatever is asked, unless what it left did not
+    pass its check.
+    """
     end = [state.pid, state.started]
     if not task.retry:
         return task.row(task.step).detail.get("retired") == end
+    rejected = any(row.problem for row in task.world.records.steps(task.run_id) if row.name == "verify")
+    if state.exit_code == 0 and not rejected:
+        return False
     task.retry = False
     task.note(retired=end)
     return True

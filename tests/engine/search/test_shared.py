@@ -19,6 +19,7 @@ from bruno.engine.search import shared
 from bruno.engine.search.board import Board, deal, drawn_by, fail_silent, look
 from bruno.engine.search.heartbeats import Heartbeats
 from bruno.engine.search.shared import Worker
+from bruno.engine.search.space import Space
 from bruno.engine.search.storage import RETRIES, StudyMismatch, check_fingerprint, join_study, open_study
 from bruno.engine.search.study import Plan, Stop, finished_trials, search
 from bruno.errors import BrunoError, InputError
@@ -252,6 +253,23 @@ def test_the_next_batch_is_drawn_while_one_is_scored_and_given_back_at_a_stop(st
     # Drawn once: what was given back came again as it was.
     again = {each.index: each.parameters for each in finished_trials(study)}
     assert all(again[each.user_attrs["index"]] == each.params for each in ahead if "drawn" in each.user_attrs)
+
+
+def test_a_trial_lost_while_it_is_drawn_is_not_kept_alive(storage):
+    study = opened(storage)
+    deal(study, plan(trials=2), Board())
+
+    class Cut(Space):
+        def suggest(self, trial):
+            super().suggest(trial)
+            raise optuna.exceptions.StorageInternalError("the connection was lost")
+
+    cut = worker(study, dealer=False, trials=2)
+    cut.space = Cut(SPACE.layers, SPACE.components)
+    with Heartbeats(study._storage, BEAT) as beats:
+        with pytest.raises(optuna.exceptions.StorageInternalError):
+            cut._ask(beats)
+        assert beats._trials == set()
 
 
 def test_near_the_end_nothing_is_drawn_that_others_could_score(storage):

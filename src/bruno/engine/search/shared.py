@@ -155,12 +155,16 @@ class Worker:
         with quietly():
             trial = self.study.ask()
         beats.begin(trial._trial_id)
-        if trial.user_attrs.get("index", self.plan.trials) >= self.plan.trials:
-            # Nobody dealt it: another took the last one between our look and our question.
-            self._drop(trial, beats)
-            return None
-        self.space.suggest(trial)
-        trial.set_user_attr("drawn", mark(self.name, trial.number))
+        try:
+            if trial.user_attrs.get("index", self.plan.trials) >= self.plan.trials:
+                # Nobody dealt it: another took the last one between our look and our question.
+                self._drop(trial, beats)
+                return None
+            self.space.suggest(trial)
+            trial.set_user_attr("drawn", mark(self.name, trial.number))
+        except BaseException:
+            beats.end(trial._trial_id)  # it is not ours to keep alive
+            raise
         return trial
 
     def _is_ours(self, each: Taken, board: Board, beats: Heartbeats) -> bool:
