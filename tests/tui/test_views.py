@@ -294,6 +294,18 @@ async def test_quiet_happenings_are_left_to_the_views(make_app, operator) -> Non
         assert "03:04:05 ✔ event good" in talk(app)
 
 
+@pytest.mark.parametrize("gone", ["StatusBar", "RunPane", "InstancesPane", "LogPane", "Conversation"])
+async def test_a_timer_that_comes_while_the_console_closes_ends_nothing(make_app, gone: str) -> None:
+    """Panes go one by one; once such a tick ended a console with a traceback."""
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await app.main.query_one(gone).remove()
+        app._grow_older()
+        app.draw_happenings()
+        await pilot.pause()
+        assert app.is_running
+
+
 async def test_the_conversation_is_bounded(make_app, monkeypatch) -> None:
     monkeypatch.setattr("bruno.tui.conversation.MOST_ENTRIES", 20)
     async with make_app().run_test() as pilot:

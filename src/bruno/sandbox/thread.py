@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,6 @@ def running_sandbox(folder: Path, **options: Any) -> Iterator[RunningSandbox]:
     try:
         yield RunningSandbox(sandbox.info, SandboxControl(sandbox.info.url, sandbox.info.admin_token))
     finally:
-        if thread.is_alive():
+        with suppress(RuntimeError):  # it has ended already, and its loop is closed
             outcome["loop"].call_soon_threadsafe(sandbox.request_end, "the block is over")
         thread.join()

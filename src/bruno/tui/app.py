@@ -168,7 +168,7 @@ class BrunoApp(Replies):
         self.main.show(self.snapshot)
 
     def _grow_older(self) -> None:
-        if self._poller is not None and self.main.query(Conversation):
+        if self._poller is not None:
             self.main.show(replace(self.snapshot, at=self.clock()))
 
     def draw_happenings(self) -> None:

@@ -69,7 +69,9 @@ class MainScreen(Screen[None]):
         return self.query_one(AskLine)
 
     def show(self, snapshot: Snapshot) -> None:
-        """Hand a snapshot to every view."""
+        """Hand a snapshot to every view; to none once the console is closing and they go one by one."""
+        if not all(self.query(each) for each in (StatusBar, RunPane, InstancesPane, LogPane)):
+            return
         self.query_one(StatusBar).show(snapshot)
         self.run_pane.show(snapshot)
         self.instances.show(snapshot)
