@@ -9,9 +9,11 @@ from textual.widgets import Button
 
 from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin
+from bruno.operator.views import Ask
 from bruno.tui.confirm import ConfirmScreen, GateInput
+from bruno.tui.modal import Modal
 from tests.tui.driving import confirmation, opened, say, talk, until
-from tests.tui.scripted import NOW, ScriptedOperator, destroy_card, start_card
+from tests.tui.scripted import NOW, ScriptedOperator, destroy_card, start_card, two_meanings
 
 
 @pytest.fixture
@@ -55,6 +57,40 @@ async def test_what_cannot_be_undone_needs_its_label(make_app, operator, typed: 
         await say(pilot, typed)
         await until(pilot, lambda: not app.confirming and not app.busy, "it is over")
         assert bool(operator.acted) is acts
+
+
+async def test_what_follows_the_first_answer_changes_nothing(make_app, operator) -> None:
+    """`sure`, Enter, `yes`, Enter, faster than the card can go away: not confirmed, and the console lives."""
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        await say(pilot, "start demo")
+        screen = await confirmation(pilot)
+        gate = screen.query_one(GateInput)
+        for word in ("sure", "yes", "yes"):  # as they lie in its queue when keys come in one burst
+            screen.post_message(GateInput.Submitted(gate, word))
+        await until(pilot, lambda: not app.confirming and not app.busy, "it is over")
+        await until(pilot, lambda: "nothing was done" in talk(app), "it is said")
+        assert operator.acted == []
+        assert app.screen is app.main
+
+
+@pytest.mark.parametrize("sentence", ["start demo", "finish the job", "?"])
+async def test_escape_twice_closes_once(make_app, operator, sentence: str) -> None:
+    operator.replies["finish the job"] = Ask(clarification=two_meanings())
+    async with make_app().run_test() as pilot:
+        app = await opened(pilot)
+        if sentence == "?":
+            await pilot.press("f1")
+        else:
+            await say(pilot, sentence)
+        await until(pilot, lambda: isinstance(app.screen, Modal), "it opens")
+        screen = app.screen
+        for _ in range(3):
+            screen.call_later(screen.action_leave if sentence == "?" else screen.action_cancel)
+        await until(pilot, lambda: app.screen is app.main, "it closes")
+        await pilot.pause()
+        assert app.is_running
+        assert operator.acted == []
 
 
 async def test_keys_in_flight_are_dropped(make_app, operator) -> None:

@@ -9,17 +9,17 @@ from textual._time import get_time
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from bruno.guard.sanitise import safe, safe_line
 from bruno.tui.confirm import ARM_SECONDS
+from bruno.tui.modal import Modal
 
 if TYPE_CHECKING:
     from bruno.intents import Clarification
 
 
-class ClarifyScreen(ModalScreen["str | None"]):
+class ClarifyScreen(Modal["str | None"]):
     """Ends with the letter that was pressed, or None."""
 
     CSS_PATH = "clarify.tcss"
@@ -47,7 +47,7 @@ class ClarifyScreen(ModalScreen["str | None"]):
         letter = (event.character or "").upper()
         if event.time >= self._armed_at and letter in {option.letter for option in self._clarification.options}:
             event.stop()
-            self.dismiss(letter)
+            self.close(letter)
 
     def action_cancel(self) -> None:
-        self.dismiss(None)
+        self.close(None)

@@ -15,13 +15,13 @@ from textual._time import get_time
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from bruno.errors import BrunoError, NotConfirmed
 from bruno.guard.permit import Origin, Permit, mint
 from bruno.guard.sanitise import safe_line
 from bruno.operator.card import lines
+from bruno.tui.modal import Modal
 
 if TYPE_CHECKING:
     from bruno.operator.views import Card
@@ -59,7 +59,7 @@ class GateInput(Input):
         """Nothing: the word is typed."""
 
 
-class ConfirmScreen(ModalScreen[Permit | BrunoError]):
+class ConfirmScreen(Modal[Permit | BrunoError]):
     """Ends with a permit, or with the error that says why there is none."""
 
     CSS_PATH = "confirm.tcss"
@@ -100,17 +100,17 @@ class ConfirmScreen(ModalScreen[Permit | BrunoError]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        if not event.value.strip():
+        if self.answered or not event.value.strip():
             return  # an empty Enter is no answer
         try:
             permit = mint(self._card.plan, self._card.decision, event.value, origin=Origin.KEYBOARD, now=self._clock())
         except BrunoError as error:
-            self.dismiss(error)
+            self.close(error)
         else:
-            self.dismiss(permit)
+            self.close(permit)
 
     def action_cancel(self) -> None:
-        self.dismiss(NotConfirmed("cancelled, nothing was done"))
+        self.close(NotConfirmed("cancelled, nothing was done"))
 
     def action_scroll_card(self, pages: int) -> None:
         card = self.query_one("#card", VerticalScroll)

@@ -8,11 +8,11 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from bruno.tui.commands import available
 from bruno.tui.keymap import BINDINGS
+from bruno.tui.modal import Modal
 
 SAID = """\
 Type what you want, in a sentence:
@@ -30,7 +30,7 @@ In the typing line: esc leaves it (then single keys work), up and down bring bac
 :command runs a command, /text filters the log and the instances."""
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Modal[None]):
     """Closed by esc, q or F1."""
 
     CSS_PATH = "help.tcss"
@@ -63,7 +63,7 @@ class HelpScreen(ModalScreen[None]):
         return "\n".join(lines)
 
     def action_leave(self) -> None:
-        self.dismiss(None)
+        self.close(None)
 
 
 def _by_id() -> dict[str, list[Binding]]:
