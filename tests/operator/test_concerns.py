@@ -13,6 +13,7 @@ from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin, mint
 from bruno.intents import Clarification, LiftConstraint, Option, ResolveConcern, ShowCosts
 from bruno.operator.service import Operator
+from bruno.operator.stop import worded
 from bruno.records import Run
 
 KEYBOARD = Origin.KEYBOARD
@@ -174,3 +175,33 @@ def test_stop_says_when_what_runs_on_is_unknown(world) -> None:
     reply = ask(operator, "STOP")
     assert reply.failed
     assert "unknown" in reply.text
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "I tell you it is still stuck",
+        "no, it's really stuck!",
+        "still no progress",
+        "the run hangs",
+        "nothing has changed",
+    ],
+)
+def test_the_same_concern_in_other_words_is_heard(world, again: str) -> None:
+    operator, _ = world
+    add_run(operator)
+    ask(operator, "it looks stuck")
+    assert "ON HOLD" in ask(operator, again).text
+
+
+def test_figures_of_evidence_are_figures() -> None:
+    assert [worded(value) for value in (None, True, False, 0, 1, 12, 0.5, "x")] == [
+        "unknown",
+        "yes",
+        "no",
+        "0",
+        "1",
+        "12",
+        "0.5",
+        "x",
+    ]

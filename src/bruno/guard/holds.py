@@ -21,7 +21,8 @@ _ABOUT = {
     "model": r"model|weights|saved|answers|copied|download|home",
     "money": r"cost|price|bill|credit|dollar|\$|expensive|paid|paying",
     "disk": r"disk|space|full|storage",
-    "progress": r"stuck|dead|frozen|hung|hang|crash|slow|gone|lost|not running|not moving|nothing|stopped|finished|idle|died",
+    "progress": r"stuck|dead|frozen|freez|froze|hung|hang|stall|crash|slow|gone|lost|not running|nothing|stopped|finished|idle"
+    r"|died|progress|\bmov|respond|new trial|doing|working",
 }
 """Kind of concern -> how it is told. Whatever fits none names nothing in particular and counts as any of them."""
 _EVIDENCE = 6

@@ -8,7 +8,7 @@ from bruno.errors import BrunoError, Denied, InputError, Unreachable
 from bruno.fleet.models import State
 from bruno.guard.sanitise import safe_line
 from bruno.intents import ReportTrouble, ResolveConcern
-from bruno.operator.stop import open_host
+from bruno.operator.stop import open_host, worded
 from bruno.operator.views import Answer, RunView
 from bruno.records.tables import StepState
 from bruno.runs.evidence import Item, gather
@@ -141,8 +141,7 @@ def _reached(world: World, instance: Instance | None) -> tuple[Host | None, str]
 
 
 def _row(item: Item) -> tuple[str, ...]:
-    value = {None: "unknown", True: "yes", False: "no"}.get(item.value, item.value)  # type: ignore[call-overload]
-    return item.name.replace("_", " "), str(safe_line(str(value))), item.source, str(safe_line(item.note))
+    return item.name.replace("_", " "), str(safe_line(worded(item.value))), item.source, str(safe_line(item.note))
 
 
 def _resolve_discrepancies(operator: Operator, words: str) -> Answer:

@@ -209,7 +209,7 @@ def _seen(evidence: Evidence) -> list[str]:
         said: dict[str, list[Item]] = {}
         for item in evidence.items:
             if item.name == name:
-                said.setdefault(_worded(item.value), []).append(item)
+                said.setdefault(worded(item.value), []).append(item)
         lines.append(
             f"{name.replace('_', ' ')}: {', '.join(f'{value} ({_by(items)})' for value, items in said.items())}"
         )
@@ -222,5 +222,8 @@ def _by(items: Sequence[Item]) -> str:
     return "; ".join([sources, *dict.fromkeys(item.note for item in items if item.note)])
 
 
-def _worded(value: object) -> str:
-    return {None: "unknown", True: "yes", False: "no"}.get(value, str(value))  # type: ignore[call-overload]
+def worded(value: object) -> str:
+    """A fact's value for a person. 1 and 0 are numbers: trial 1 once read as "trial yes"."""
+    if value is None:
+        return "unknown"
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
