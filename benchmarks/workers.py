@@ -150,13 +150,14 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
         direct = postgres.new_database("bench")
         url = direct.replace(f":{postgres.port}/", f":{relay.port}/")
         study = open_study(url, "bench", {}, heartbeat=30, settings={})
-        plan, spent = Plan(trials, batch, 40, 0), {"statements": 0, "seconds": 0.0, "commits": 0}
+        plan, spent = Plan(trials, batch, 40, 0), {"statements": 0, "drawing": 0, "seconds": 0.0, "commits": 0}
 
         def before(connection, *_: object) -> None:
             connection.info["began"] = time.perf_counter()
 
         def after(connection, *_: object) -> None:
             spent["statements"] += 1
+            spent["drawing"] += threading.current_thread().name.startswith("drawing")
             spent["seconds"] += time.perf_counter() - connection.info["began"]
 
         engine = study._storage._backend.engine
@@ -178,6 +179,7 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
         time.sleep(1)
         per = {
             "statements": round(spent["statements"] / trials, 1),
+            "statements_while_a_batch_is_scored": round(spent["drawing"] / trials, 1),
             "commits": round(spent["commits"] / trials, 1),
             "kilobytes": round((relay.bytes - relayed) / trials / 1000, 1),
             "seconds_the_worker_waits": round(spent["seconds"] / trials, 4),

@@ -12,8 +12,8 @@ from bruno.errors import Denied, InputError
 from bruno.guard.decision import Verdict
 from bruno.guard.permit import Origin, mint
 from bruno.intents import Clarification, LiftConstraint, Option, ResolveConcern, ShowCosts
+from bruno.operator.card import worded
 from bruno.operator.service import Operator
-from bruno.operator.stop import worded
 from bruno.records import Run
 
 KEYBOARD = Origin.KEYBOARD

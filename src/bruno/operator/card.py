@@ -141,17 +141,18 @@ def _hours(hours: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(minutes, 1)} min"
 
 
+def worded(value: object) -> str:
+    """A fact's or an evidence's value for a person. 1 and 0 are numbers: trial 1 once read as "trial yes"."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _fact(fact: Fact) -> str:
-    if fact.value is None:
-        worded = "unknown"
-    elif isinstance(fact.value, bool):
-        worded = "yes" if fact.value else "no"
-    elif isinstance(fact.value, float):
-        worded = f"{fact.value:g}"
-    else:
-        worded = str(fact.value)
     about = f" of {fact.about}" if fact.about else ""
-    return f"{fact.name.replace('_', ' ')}{about} {worded} ({fact.source})"
+    return f"{fact.name.replace('_', ' ')}{about} {worded(fact.value)} ({fact.source})"
 
 
 def _ending(card: Card) -> str:

@@ -8,7 +8,8 @@ from bruno.errors import BrunoError, Denied, InputError, Unreachable
 from bruno.fleet.models import State
 from bruno.guard.sanitise import safe_line
 from bruno.intents import ReportTrouble, ResolveConcern
-from bruno.operator.stop import open_host, worded
+from bruno.operator.card import worded
+from bruno.operator.stop import open_host
 from bruno.operator.views import Answer, RunView
 from bruno.records.tables import StepState
 from bruno.runs.evidence import Item, gather

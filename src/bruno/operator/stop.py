@@ -15,6 +15,7 @@ from bruno.fleet.models import Instance, Listing, State
 from bruno.guard.actions import DestroyInstance, StopInstance, Target
 from bruno.guard.plan import Cost, Fact, Plan, Step, lifetime
 from bruno.guard.sanitise import safe_line
+from bruno.operator.card import worded
 from bruno.records import InstanceRecord, Run
 from bruno.runs.evidence import Evidence, Item, gather
 from bruno.runs.world import World
@@ -220,10 +221,3 @@ def _by(items: Sequence[Item]) -> str:
     """Who says so, and what it rests on, each once."""
     sources = ", ".join(dict.fromkeys(item.source for item in items))
     return "; ".join([sources, *dict.fromkeys(item.note for item in items if item.note)])
-
-
-def worded(value: object) -> str:
-    """A fact's value for a person. 1 and 0 are numbers: trial 1 once read as "trial yes"."""
-    if value is None:
-        return "unknown"
-    return str(value) if not isinstance(value, bool) else "yes" if value else "no"

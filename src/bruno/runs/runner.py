@@ -267,7 +267,9 @@ class Runner:
             )
         rows = {row.name: row for row in self.world.records.steps(task.run_id)}
         pending = next((name for name, row in rows.items() if row.state != StepState.DONE.value), None)
-        if task.retry and pending in ("follow", "verify"):
+        # A model that was looked at and rejected is made again; a look that did not come through is only repeated.
+        rejected = pending == "verify" and run.state == RunState.FAILED.value
+        if task.retry and (pending == "follow" or rejected):
             for name in ("launch", "follow"):
                 self.world.records.reopen_step(task.run_id, name, detail=rows[name].detail)
         waited = rows["wait_ready"].state == StepState.DONE.value

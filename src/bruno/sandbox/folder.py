@@ -7,6 +7,7 @@
     instances/<id>/bin/                 nvidia-smi, pip, dmesg; first on PATH
     instances/<id>/kernel.log           what dmesg says there: never this machine's own kernel log
     instances/<id>/ssh_host_ed25519_key
+    image/                              if it is there: copied into the home folder of every new instance
 
 Touches only that tree. `remove` refuses anything outside it.
 """

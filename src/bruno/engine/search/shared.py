@@ -6,8 +6,8 @@ Touches the study's storage and nothing else. Optuna keeps the workers apart, he
   ahead of the workers.
 - **Taken.** A worker takes a waiting trial with `Study.ask`; the storage lets one of several have it. The index comes with
   the trial: Optuna's own numbers cannot serve, because every retry has a new one.
-- **Drawn ahead.** While a batch is scored another thread takes and draws the next: some 70 statements and a sampler's thinking
-  for each trial, for which no accelerator should wait. So a draw knows nothing of the batch before it, as it knows nothing of
+- **Drawn ahead.** While a batch is scored another thread takes and draws the next: most statements of a trial and the
+  sampler's thinking, for which no accelerator should wait. So a draw knows nothing of the batch before it, as it knows nothing of
   what other workers have in hand; and near the end, where it would keep trials from others, nothing is drawn ahead.
 - **Alive.** Its heartbeat is recorded from then on. One without a sign of life for the grace period is failed by any
   other worker's `fail_stale_trials`, and its trial waits again, with the same index and parameters.
