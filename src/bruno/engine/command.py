@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import os
 import signal
 import sys
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bruno.engine.events import Failed
-from bruno.engine.folder import STUDY_FILE, run_folder, write_whole
-from bruno.engine.log import Emitter
+from bruno.engine.folder import LIBRARIES_FILE, STUDY_FILE, run_folder, write_whole
+from bruno.engine.log import Emitter, keep_warnings
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import EngineSettings
 from bruno.settings.secrets import redact
@@ -224,7 +223,7 @@ def in_folder(path: Path, work: Callable[[Path, Emitter], int], *, failures_logg
 
 def _explained(work: Callable[[Path, Emitter], int], folder: Path, emit: Emitter) -> int:
     """Import the heavy half and work; a study that cannot be written is an error of ours to explain."""
-    tame_libraries(folder / "libraries.log")  # before anything imports them
+    tame_libraries(folder / LIBRARIES_FILE)  # before anything imports them
     from bruno.engine.search.storage import STORAGE_ERRORS, reason
 
     try:
@@ -247,9 +246,7 @@ def tame_libraries(file: Path | None = None) -> None:
     # torch's threads sleep while they wait for each other instead of spinning: where anything else runs on the cores
     # (the console, on a laptop) spinning made the same work three to five times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.captureWarnings(True)
-    handler = logging.FileHandler(file, delay=True) if file else logging.NullHandler()
-    logging.getLogger("py.warnings").addHandler(handler)
+    keep_warnings(file)
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DIRECTIONS_FILE = "directions.safetensors"
 STUDY_FILE = "study.sqlite3"
 REPORT_FILE = "report.json"
+LIBRARIES_FILE = "libraries.log"
 PID_FILE = "engine.pid"
 WORKERS_FOLDER = "workers"
 

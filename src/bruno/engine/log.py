@@ -8,8 +8,10 @@ off by the next start.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -28,13 +30,14 @@ class Emitter:
         stream: where the human lines go; standard output when not given.
 
     Control characters in an event's text (they can come from model names and library errors) are shown escaped, so one
-    event line is one line of the log. Secrets, and what is shaped like one, are redacted in both.
+    event line is one line of the log. Secrets, and what is shaped like one, are redacted in both. Threads may share it.
     """
 
     def __init__(self, folder: Path | None, stream: IO[str] | None = None) -> None:
         self.stream = stream if stream is not None else sys.stdout
         self._file: int | None = None
         self._cut = False
+        self._lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / EVENTS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -48,6 +51,11 @@ class Emitter:
             OSError: the file cannot be written (a full disk). The human line is out by then, so the reason can be read.
         """
         text = "".join(redact(one_line(line)) + "\n" for line in event.lines())
+        stored = redact(event.model_dump_json(exclude_none=True)).encode() + b"\n"
+        with self._lock:
+            self._write(text, stored)
+
+    def _write(self, text: str, stored: bytes) -> None:
         try:
             self.stream.write(text)
             self.stream.flush()
@@ -58,7 +66,7 @@ class Emitter:
                 raise
             self.stream = io.StringIO()
         if self._file is not None:
-            self._append(self._file, redact(event.model_dump_json(exclude_none=True)).encode() + b"\n")
+            self._append(self._file, stored)
 
     def _append(self, file: int, line: bytes) -> None:
         """Append a whole line; after a crash or a full disk cut one short, end that one first."""
@@ -81,6 +89,14 @@ class Emitter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def keep_warnings(file: Path | None) -> None:
+    """Have libraries' warnings go to a file instead of the screen; nowhere when None."""
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(
+        logging.FileHandler(file, delay=True) if file else logging.NullHandler()
+    )
 
 
 def one_line(text: str) -> str:

@@ -38,6 +38,7 @@ from bruno.engine.events import (
 from bruno.engine.export.adapter import save_adapter
 from bruno.engine.export.card import card_of, write_card
 from bruno.engine.export.write import export
+from bruno.engine.folder import LIBRARIES_FILE
 from bruno.engine.menu import choose_trials
 from bruno.engine.model.architectures import find_mixtures
 from bruno.engine.model.loading import LoadedModel, load, locate
@@ -51,12 +52,13 @@ from bruno.engine.scoring.held_out import held_out_report
 from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.scoring.scores import Scorer
 from bruno.engine.scoring.screening import screening_for
+from bruno.engine.search.apart import work_apart
+from bruno.engine.search.bookkeeper import Seat
 from bruno.engine.search.choice import choose
 from bruno.engine.search.fingerprint import fingerprint
 from bruno.engine.search.screening import say_screening
-from bruno.engine.search.shared import Worker
 from bruno.engine.search.space import Space
-from bruno.engine.search.storage import on_server, open_study
+from bruno.engine.search.storage import let_go, on_server, open_study
 from bruno.engine.search.study import (
     Evaluate,
     FinishedTrial,
@@ -213,22 +215,21 @@ class Run:
         team = self.team
         if team is None:
             return search(self.study, self.space, evaluate, plan, self.emit, stop)
-        worker = Worker(
-            self.study,
+        seat = Seat(
+            *place_of_study(self.settings, self.behaviour, self.folder),
             self.space,
-            evaluate,
             plan,
-            self.emit,
-            stop,
             name=team.name,
             heartbeat=self.settings.search.heartbeat,
             dealer=team.deals,
+            warnings=self.folder / LIBRARIES_FILE,
         )
-        whole = worker.work()
-        if whole:
-            text = f"The study {self.study.study_name} is whole: {plan.trials} trials, {worker.scored} of them by this worker"
-            self.emit(Notice(text=text))
-        return whole
+        let_go(self.study)  # the process beside this one opens its own connections
+        share = work_apart(seat, evaluate, self.emit, stop)
+        if share.whole:
+            text = f"The study {seat.study} is whole: {plan.trials} trials, {share.scored} of them by this worker, "
+            self.emit(Notice(text=text + f"whose model waited for its next batch {share.waited:.1%} of the time"))
+        return share.whole
 
     def _with_healthy_routing(self, scorer: Scorer, scores: list[Scores | Stopped]) -> list[Scores | Stopped | str]:
         """The scores of a batch that is still active; the reason instead where its routing collapsed."""

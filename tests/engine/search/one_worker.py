@@ -1,4 +1,4 @@
-"""One worker on a function whose values are known, as a process of its own: NAME SECONDS FREEZE_AT, storage in TEST_STORAGE.
+"""One worker on a function whose values are known, as a process of its own: NAME [SECONDS FREEZE_AT], storage in TEST_STORAGE.
 
 Imports no torch, so that four of them start at once.
 """
@@ -40,9 +40,9 @@ def say(line: str) -> None:
 class Paced(Worker):
     """Scores in step with what it draws ahead, so that a test knows how many trials it has in hand."""
 
-    def _draw_ahead(self, beats):
+    def _draw_ahead(self, board, beats):
         try:
-            return super()._draw_ahead(beats)
+            return super()._draw_ahead(board, beats)
         finally:
             DRAWN.release()
 
@@ -50,17 +50,17 @@ class Paced(Worker):
 DRAWN = threading.Semaphore(0)
 
 
-def main(name: str, seconds: float, freeze_at: int) -> None:
+def main(name: str, seconds: str = "0.05", freeze_at: str = "0") -> None:
     batches = 0
 
-    def slow(edits, rows, known):
+    def slow(edits, known):
         nonlocal batches
         batches += 1
         assert DRAWN.acquire(timeout=60)
         say("scoring")
-        if batches == freeze_at:
+        if batches == int(freeze_at):
             os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(seconds)
+        time.sleep(float(seconds))
         return bowl(edits)
 
     def emit(event):
@@ -73,4 +73,4 @@ def main(name: str, seconds: float, freeze_at: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:])

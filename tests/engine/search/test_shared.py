@@ -53,9 +53,11 @@ def opened(storage):
 
 def worker(study, evaluate=bowl, *, dealer=True, name="w", events=None, stop=None, **settings):
     events = events if events is not None else []
-    return Worker(
-        study, SPACE, evaluate, plan(**settings), events.append, stop or Stop(), name, BEAT, dealer, patience=60
-    )
+
+    def score(edits, known):
+        return evaluate(edits, 0, known)
+
+    return Worker(study, SPACE, score, plan(**settings), events.append, stop or Stop(), name, BEAT, dealer, patience=60)
 
 
 def assert_whole(study, trials):
@@ -66,11 +68,12 @@ def assert_whole(study, trials):
         assert trial.scores == bowl([SPACE.edit(trial.parameters)], 0)[0]
 
 
-def child(storage, name, seconds=0.05, freeze_at=0):
+def child(storage, name, *what, module="one_worker"):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.engine.search.one_worker", name, str(seconds), str(freeze_at)],
+        [sys.executable, "-m", f"tests.engine.search.{module}", name, *map(str, what)],
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TEST_STORAGE": storage},
     )
@@ -79,14 +82,14 @@ def child(storage, name, seconds=0.05, freeze_at=0):
 def until(process, word):
     for line in process.stdout:
         if word in line:
-            return
+            return line
     pytest.fail(f"{word} was never said")
 
 
 def test_four_workers_one_killed_and_one_frozen_lose_and_double_nothing(storage):
     study = opened(storage)
     deal(study, plan(trials=TRIALS), Board())
-    killed, frozen = child(storage, "killed", 30), child(storage, "frozen", freeze_at=2)
+    killed, frozen = child(storage, "killed", 30), child(storage, "frozen", 0.05, 2)
     until(killed, "scoring")
     killed.kill()
     until(frozen, "scoring")
@@ -288,9 +291,9 @@ def test_near_the_end_nothing_is_drawn_that_others_could_score(storage):
         others = elsewhere._draw(look(other, 4), beats)
         assert len(others) == 2
         worker_here = worker(study, scoring, dealer=False, trials=4, batch=2, name="here")
-        with ThreadPoolExecutor(1) as drawing:
-            board = look(study, 4)
-            assert worker_here._score(worker_here._draw(board, beats), beats, drawing) == []
+        with ThreadPoolExecutor(1) as thread:
+            ahead, decided = worker_here._score(worker_here._draw(look(study, 4), beats), [], beats, thread)
+    assert ahead == [] and len(decided) == 2
     assert in_hand == [{"other": 2, "here": 2}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 import optuna
@@ -13,10 +14,18 @@ from bruno.engine.search.storage import STORAGE_ERRORS
 class Heartbeats:
     """Signs of life for the trials in hand, from a thread of their own, because scoring takes longer than the grace
     period may. A beat that cannot be stored is left out: the next may reach the storage, and if none does in time, another
-    worker has the trial and its result here is refused."""
+    worker has the trial and its result here is refused.
 
-    def __init__(self, storage: optuna.storages.BaseStorage, seconds: int) -> None:
-        self._storage, self._seconds = storage, seconds
+    Args:
+        storage: where they are recorded.
+        seconds: between two of them.
+        alive: asked before each but the first of a trial; none is recorded while it says no.
+    """
+
+    def __init__(
+        self, storage: optuna.storages.BaseStorage, seconds: int, alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._storage, self._seconds, self._alive = storage, seconds, alive
         self._trials: set[int] = set()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
@@ -36,6 +45,8 @@ class Heartbeats:
 
     def _run(self) -> None:
         while not self._end.wait(self._seconds):
+            if not self._alive():
+                continue
             for trial_id in tuple(self._trials):
                 try:
                     self.beat(trial_id)

@@ -6,9 +6,10 @@ Touches the study's storage and nothing else. Optuna keeps the workers apart, he
   ahead of the workers.
 - **Taken.** A worker takes a waiting trial with `Study.ask`; the storage lets one of several have it. The index comes with
   the trial: Optuna's own numbers cannot serve, because every retry has a new one.
-- **Drawn ahead.** While a batch is scored another thread takes and draws the next: most statements of a trial and the
-  sampler's thinking, for which no accelerator should wait. So a draw knows nothing of the batch before it, as it knows nothing of
-  what other workers have in hand; and near the end, where it would keep trials from others, nothing is drawn ahead.
+- **Drawn ahead.** While a batch is scored, what came of the one before is stored and the next is taken and drawn: all
+  statements of a trial and the sampler's thinking, for which no accelerator should wait. So a draw knows nothing of the batch
+  under way, as it knows nothing of what other workers have in hand; near the end, where it would keep trials from others,
+  nothing is drawn ahead, and nothing is where candidates are screened, for which the model itself is needed.
 - **Alive.** Its heartbeat is recorded from then on. One without a sign of life for the grace period is failed by any
   other worker's `fail_stale_trials`, and its trial waits again, with the same index and parameters.
 - **Told.** A trial that was failed can be told no more: what a worker brings that was frozen too long is refused by the
@@ -16,30 +17,41 @@ Touches the study's storage and nothing else. Optuna keeps the workers apart, he
 
 What a crash can leave between two of these calls (a trial taken without a first heartbeat, failed without a retry, never
 dealt at all) is set right by whoever finds nothing else to do.
+
+Scores come from a function that is called in a thread which does nothing else. Where a model is behind it, this runs in a
+process of its own (`bookkeeper.py`): Python that draws would hold up Python that launches work on the same interpreter.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import TrialState
 
+from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.events import Emit, Notice, Progress, TrialFailed, TrialScored, TrialStarted, TrialStopped
-from bruno.engine.scoring.result import Scores, Stopped
+from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.search.board import Board, deal, drawn_by, fail_silent, give_back, look, mark, quietly
+from bruno.engine.search.choice import pareto_front
 from bruno.engine.search.heartbeats import Heartbeats
 from bruno.engine.search.sampler import sampler_for
 from bruno.engine.search.space import Space
-from bruno.engine.search.storage import PATIENCE, RETRIES, persist
-from bruno.engine.search.study import Evaluate, Plan, Stop, evaluate_batch, finished_trials, tell
+from bruno.engine.search.storage import GRACE, PATIENCE, RETRIES, persist
+from bruno.engine.search.study import FinishedTrial, Plan, Stop, finished_trials, tell
+
+Score = Callable[[Sequence[TrialEdit], Sequence[Known]], Sequence[Scores | Stopped | str]]
+"""Scores a batch of edits, told the trials that any of them may be certain not to beat; never called twice at once."""
 
 Taken = tuple[int, optuna.Trial]
 """An index, and the trial that is to decide it."""
+Decided = tuple[int, optuna.Trial, Scores | Stopped | str]
+"""... and what came of it."""
 
 LOOK = 2.0
 """Most seconds between two looks at the study while others hold its last trials."""
@@ -53,13 +65,14 @@ class Worker:
         study: opened with heartbeats (`storage.py`).
         name: unique among all workers of the study: its draws are seeded from it.
         heartbeat: seconds between two signs of life.
+        alive: whether a heartbeat may be recorded now: that what scores is there.
         dealer: deals out the trials, as the run that made the study does; others only where nobody has for a while.
         patience: seconds that a storage which does not answer is waited for.
     """
 
     study: optuna.Study
     space: Space
-    evaluate: Evaluate
+    score: Score
     plan: Plan
     emit: Emit
     stop: Stop
@@ -67,11 +80,14 @@ class Worker:
     heartbeat: int
     dealer: bool = False
     patience: float = PATIENCE
+    alive: Callable[[], bool] = lambda: True
     scored: int = 0
-    _rows: int = 0
     _asked: int = 0
+    _front: list[FinishedTrial] = field(default_factory=list)
     _orphans: set[int] = field(default_factory=set)
     _idle: int = 0
+    _began: float = 0.0
+    _before: int = 0
 
     def work(self) -> bool:
         """Take trials and score them until the study holds all that were planned.
@@ -82,41 +98,51 @@ class Worker:
         Raises:
             StorageInternalError (of `STORAGE_ERRORS`): the storage did not answer for `patience` seconds.
         """
-        # One thread beside this one draws. It never works on the study at the same time: `_score` waits for it.
-        with Heartbeats(self.study._storage, self.heartbeat) as beats, ThreadPoolExecutor(1, "drawing") as drawing:
-            board = self._persist(lambda: look(self.study, self.plan.trials))
-            began, before = time.monotonic(), len(board.decided)
+        # One thread beside this one waits for scores. The study is worked on by this one alone.
+        scoring = ThreadPoolExecutor(1, "scoring")
+        with Heartbeats(self.study._storage, self.heartbeat, self.alive) as beats, scoring:
+            board = self._look()
+            self._began, self._before = time.monotonic(), len(board.decided)
             batch: list[Taken] = []
-            while len(board.decided) < self.plan.trials:
-                if self.stop.requested:
-                    for _, trial in batch:
-                        self._persist(lambda trial=trial: give_back(self.study, trial))
-                    return False
-                batch = batch or self._draw(board, beats)
-                if not batch:
-                    self._wait(board, beats)
-                    board = self._persist(lambda: look(self.study, self.plan.trials))
-                    continue
-                self._idle = 0
-                batch = self._score(batch, beats, drawing)
-                board = self._persist(lambda: look(self.study, self.plan.trials))
-                self._progress(board, began, before)
+            done: list[Decided] = []
+            while True:
+                if not batch or self.stop.requested:
+                    board, done = self._store(done, beats) if done else board, []
+                    if len(board.decided) >= self.plan.trials:
+                        break
+                    if self.stop.requested:
+                        for _, trial in batch:
+                            self._persist(lambda trial=trial: give_back(self.study, trial))
+                        return False
+                    batch = self._draw(board, beats)
+                    if not batch:
+                        self._wait(board, beats)
+                        board = self._look()
+                        continue
+                batch, done = self._score(batch, done, beats, scoring)
         self._say_given_up(board)
         return True
 
     def _persist(self, action):
         return persist(action, lambda text: self.emit(Notice(text=text, level="warning")), self.patience)
 
+    def _look(self) -> Board:
+        return self._persist(lambda: look(self.study, self.plan.trials))
+
     def _draw(self, board: Board, beats: Heartbeats) -> list[Taken]:
         """The next batch, or less, or nothing."""
         if self.dealer:
             board = self._supply(board)
         self._persist(lambda: fail_silent(self.study))  # before asking, as Optuna itself does
-        return self._take(board, beats)
+        taken = self._take(board, beats)
+        if taken:  # read now, so that no accelerator waits for it when the batch is to be scored
+            self._front = pareto_front(self._persist(lambda: finished_trials(self.study)))
+        return taken
 
-    def _draw_ahead(self, beats: Heartbeats) -> list[Taken]:
+    def _draw_ahead(self, board: Board, beats: Heartbeats) -> list[Taken]:
         """The next batch while one is scored, where that leaves one for every worker."""
-        board = self._persist(lambda: look(self.study, self.plan.trials))
+        if self.plan.screening is not None:
+            return []  # the model, which has to look at candidates, is busy
         left = self.plan.trials - len(board.decided | board.running.keys())
         if self.stop.requested or left < len(board.workers) * self.plan.batch:
             return []
@@ -129,7 +155,7 @@ class Worker:
         if len(board.waiting) > ahead // 2:
             return board
         if self._persist(lambda: deal(self.study, self.plan, board, ahead - len(board.waiting))):
-            return self._persist(lambda: look(self.study, self.plan.trials))
+            return self._look()
         return board
 
     def _take(self, board: Board, beats: Heartbeats) -> list[Taken]:
@@ -142,7 +168,7 @@ class Worker:
             taken.append((trial.user_attrs["index"], trial))
         if not taken:
             return []
-        board = self._persist(lambda: look(self.study, self.plan.trials))
+        board = self._look()
         return [each for each in taken if self._is_ours(each, board, beats)]
 
     def _ask(self, beats: Heartbeats) -> optuna.Trial | None:
@@ -180,21 +206,52 @@ class Worker:
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         beats.end(trial._trial_id)
 
-    def _score(self, batch: Sequence[Taken], beats: Heartbeats, drawing: Executor) -> list[Taken]:
-        """Score a batch and store what came of it; the next batch, where it could be drawn meanwhile."""
+    def _score(
+        self, batch: list[Taken], done: list[Decided], beats: Heartbeats, scoring: Executor
+    ) -> tuple[list[Taken], list[Decided]]:
+        """Score a batch; meanwhile store what came of the one before, and draw the next.
+
+        Returns:
+            The next batch, where it could be drawn meanwhile; what came of this one, not stored yet.
+        """
+        self._idle, began = 0, time.monotonic()
         edits = [self.space.edit(trial.params) for _, trial in batch]
-        self._say_started(*batch[0])
-        scored = self._persist(lambda: finished_trials(self.study))
-        known = [(each.number, each.scores) for each in scored]
-        ahead = drawing.submit(self._draw_ahead, beats)
-        results, self._rows = evaluate_batch(self.evaluate, edits, known, self.plan, self._rows, self.emit)
-        wait([ahead])  # whatever became of it, first these results are stored
-        for position, ((index, trial), result) in enumerate(zip(batch, results, strict=True)):
+        running = scoring.submit(self.score, edits, self._known(done))
+        try:
+            board = self._store(done, beats)
+            self._say_started(*batch[0])
+            ahead = self._draw_ahead(board, beats)
+        except Exception:
+            self._store(_decided(batch, running), beats)  # whatever became of that, first these results are stored
+            raise
+        decided = _decided(batch, running)
+        if time.monotonic() - began > GRACE * self.heartbeat:  # we may have been silent, and these another's by now
+            ahead = [each for each in ahead if self._persist(lambda trial=each[1]: self._is_running(trial))]
+        return ahead, decided
+
+    def _known(self, done: Sequence[Decided]) -> list[Known]:
+        """The trials that nothing beats, as read when the batch was drawn, and our own that are not stored yet."""
+        own = [
+            FinishedTrial(index, dict(trial.params), result)
+            for index, trial, result in done
+            if isinstance(result, Scores) and math.isfinite(result.kl)
+        ]
+        return [(each.number, each.scores) for each in pareto_front([*self._front, *own])]
+
+    def _store(self, done: Sequence[Decided], beats: Heartbeats) -> Board:
+        """Store what came of a batch, and say it; the study after that."""
+        for position, (index, trial, result) in enumerate(done):
             if position:
                 self._say_started(index, trial)
             self._tell(index, trial, result)
             beats.end(trial._trial_id)
-        return ahead.result()
+        board = self._look()
+        if done:
+            self._progress(board)
+        return board
+
+    def _is_running(self, trial: optuna.Trial) -> bool:
+        return self.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING
 
     def _say_started(self, index: int, trial: optuna.Trial) -> None:
         shown = self.space.shown(trial.params)
@@ -233,18 +290,23 @@ class Worker:
                 self._orphans.add(trial._trial_id)
                 self._persist(lambda trial_id=trial._trial_id: beats.beat(trial_id))
         if self._idle > 1 and not board.waiting:
-            self._persist(lambda: deal(self.study, self.plan, look(self.study, self.plan.trials), 4 * self.plan.batch))
+            self._persist(lambda: deal(self.study, self.plan, self._look(), 4 * self.plan.batch))
         until = time.monotonic() + min(LOOK, self.heartbeat)
         while time.monotonic() < until and not self.stop.requested:
             time.sleep(0.1)
 
-    def _progress(self, board: Board, began: float, before: int) -> None:
+    def _progress(self, board: Board) -> None:
         """Of the whole study, at its pace since this process began."""
-        done, elapsed = len(board.decided), time.monotonic() - began
-        left = elapsed / max(1, done - before) * (self.plan.trials - done)
+        done, elapsed = len(board.decided), time.monotonic() - self._began
+        left = elapsed / max(1, done - self._before) * (self.plan.trials - done)
         self.emit(Progress(completed=done, trials=self.plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
 
     def _say_given_up(self, board: Board) -> None:
         for index in sorted(board.given_up):
             text = f"Trial {index + 1} was given up: {RETRIES + 1} workers fell silent while they had it"
             self.emit(Notice(text=text, level="warning"))
+
+
+def _decided(batch: Sequence[Taken], running: Future[Sequence[Scores | Stopped | str]]) -> list[Decided]:
+    """What came of a batch, waited for."""
+    return [(index, trial, result) for (index, trial), result in zip(batch, running.result(), strict=True)]

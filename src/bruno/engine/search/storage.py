@@ -152,6 +152,13 @@ def persist(action: Callable[[], _Result], say: Callable[[str], None], seconds: 
     return result
 
 
+def let_go(study: optuna.Study) -> None:
+    """Close this process's connections; one is opened again when the study is next read."""
+    storage = study._storage
+    if isinstance(storage, optuna.storages._CachedStorage):
+        storage._backend.engine.dispose()
+
+
 def reason(error: BaseException | None) -> str:
     """The innermost cause in one line, without a password: Optuna and SQLAlchemy wrap the useful sentence in general
     ones."""
