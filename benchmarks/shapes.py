@@ -75,11 +75,11 @@ def shape_model(name: str, device: str = "auto", dtype: torch.dtype | None = Non
     model.tie_weights()
     model.eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
-    fuse(model, find_writers(model), lambda event: print(event, file=sys.stderr))
+    lean = fuse(model, find_writers(model), lambda event: print(event, file=sys.stderr))
     return LoadedModel(
         model=model, tokenizer=Words(), device=place, dtype=dtype, source=Path(), name=name, family="qwen2",  # type: ignore[arg-type]
         writers=find_writers(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
-        default_rows=32 if place.type == "cpu" else 128,
+        default_rows=32 if place.type == "cpu" else 128, lean=lean,
     )  # fmt: skip
 
 

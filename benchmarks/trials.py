@@ -58,10 +58,19 @@ def measure(options) -> dict[str, object]:
             torch.cuda.reset_peak_memory_stats(device)
     directions = random_set(loaded)
     (prepared_bad, prepared_good), seconds = timed(
-        lambda: [prepare(loaded, p, emit=lambda event: print(event, file=sys.stderr)) for p in (bad, good)], device
+        lambda: [
+            prepare(loaded, p, emit=lambda event: print(event, file=sys.stderr), answers=answers)
+            for p, answers in ((bad, True), (good, False))
+        ],
+        device,
     )
     base = first_token_logprobs(loaded, prepared_good)[0]
-    report |= {"prepare_seconds": round(seconds, 3), "prefix": prepared_bad.prefix, "graphs": bool(prepared_bad.graphs)}
+    report |= {
+        "prepare_seconds": round(seconds, 3),
+        "prefix": prepared_bad.prefix,
+        "graphs": bool(prepared_bad.graphs),
+        "lean": loaded.lean is not None and not loaded.lean.refused,
+    }
     generator = random.Random(options.seed)
     sizes = [int(size) for size in options.together.split(",")]
     with EditSession(loaded.writers, max(sizes)) as session:

@@ -79,3 +79,8 @@ def machine_problem(error: BaseException) -> MachineProblem | None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     return MachineProblem(f"{where}{error.strerror}", fix=_FIXES[error.errno])
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -42,6 +43,23 @@ class Rows:
             yield
         finally:
             self.value, self._placed = before, placed
+
+
+class Factors(NamedTuple):
+    """An active edit of one writer, of all trials, and the trial of each row [B], or of all.
+
+    input_scale [T, d_in], read and write [T, k, d], output_scale [T, d]; fp32. None where the edit has no such part.
+    """
+
+    input_scale: torch.Tensor | None
+    read: torch.Tensor | None
+    write: torch.Tensor | None
+    output_scale: torch.Tensor | None
+    rows: torch.Tensor | int
+
+
+NONE = Factors(None, None, None, None, 0)
+"""No edit."""
 
 
 class Buffers:
@@ -86,6 +104,13 @@ class Buffers:
     def tensor(self, name: str) -> torch.Tensor:
         """The whole buffer, all trials."""
         return self._tensors[name]
+
+    def factors(self) -> Factors:
+        """The active edit, for all trials, and whose each row is."""
+        if not self.active:
+            return NONE
+        names = ("input_scale", "read", "write", "output_scale")
+        return Factors(*(self._tensors[name] if self.has(name) else None for name in names), self.rows.on(self.device))
 
     def of_rows(self, name: str) -> torch.Tensor:
         """A buffer as the rows of this pass need it: [B, ...], or [1, ...] when all rows share a trial."""

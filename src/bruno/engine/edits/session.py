@@ -18,7 +18,7 @@ from torch import nn
 from bruno.engine.edits.algebra import RouterEdit, WriterEdit
 from bruno.engine.edits.build import EditBatch
 from bruno.engine.edits.experts import ExpertsSite, SplitByTrial
-from bruno.engine.edits.rows import Buffers, Rows
+from bruno.engine.edits.rows import Buffers, Factors, Rows
 from bruno.engine.model.architectures import Mixture, Writer, find_mixtures
 from bruno.errors import BrunoError
 
@@ -43,6 +43,7 @@ class EditSession:
             ExpertsSite(writer, self._rows, max_trials) if writer.experts else _Site(writer, self._rows, max_trials)
             for writer in writers
         ]
+        self._by_module = {writer.module: site for writer, site in zip(writers, self._sites, strict=True)}
         mixtures = find_mixtures(writers)
         self._routers = {mixture.layer: _RouterSite(mixture, self._rows, max_trials) for mixture in mixtures}
         self._splits = [SplitByTrial(mixture, self._rows) for mixture in mixtures if not mixture.fused]
@@ -96,6 +97,11 @@ class EditSession:
     def signature(self) -> Hashable:
         """What the hooks launch, and on which memory: a captured graph is right for as long as this is the same."""
         return tuple(site.buffers.signature() for site in (*self._sites, *self._routers.values()))
+
+    def factors(self, writer: nn.Module) -> Factors | None:
+        """The active edit of a writer, for those who apply it themselves; None where only the writer's hooks can."""
+        site = self._by_module.get(writer)
+        return site.factors() if isinstance(site, _Site) else None
 
     def rows_of(self, trial: int) -> None:
         """All rows of the following passes belong to one trial: its tensors broadcast, nothing is gathered."""
@@ -191,6 +197,10 @@ class _Site(_Hooked):
             self.module.register_forward_pre_hook(self._before),
             self.module.register_forward_hook(self._after),
         ]
+
+    def factors(self) -> Factors | None:
+        """What is applied around the writer; None for an edit that also reads the input's single columns (heads)."""
+        return None if self.buffers.has("input_read") else self.buffers.factors()
 
     def _before(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if not self.buffers.has("input_scale"):

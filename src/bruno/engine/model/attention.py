@@ -17,16 +17,18 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
+from bruno.engine.edits.rows import NONE, Factors
+
 NAME = "bruno_single_token"
 _KEYS = 32  # read at a time; lengths are multiples of it (graphs.py)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["length", "trial"])
 def _grouped(
-    query, key, value, mask, out, scaling, length,
+    query, key, value, mask, scale, trials, out, scaling, length, trial,
     q_row, q_head, k_row, k_head, k_place, v_row, v_head, v_place, m_row, o_row,
     GROUP: tl.constexpr, SIZE: tl.constexpr, V_SIZE: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
-    V_WIDE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr,
+    V_WIDE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, SCALED: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     head, column, v_column, place = tl.arange(0, HEADS), tl.arange(0, WIDE), tl.arange(0, V_WIDE), tl.arange(0, KEYS)
@@ -63,32 +65,45 @@ def _grouped(
         total = total * fade + tl.sum(share, 1)
         highest = now
     result = result / total[:, None]
-    place_out = out + row * o_row + (group * GROUP + head)[:, None] * V_SIZE + v_column[None]
-    tl.store(place_out, result.to(out.dtype.element_ty), mask=in_group & (v_column < V_SIZE)[None])
+    inside = in_group & (v_column < V_SIZE)[None]
+    column_out = (group * GROUP + head)[:, None] * V_SIZE + v_column[None]
+    if SCALED:
+        which = tl.load(trials + row) if BY_ROW else trial
+        result *= tl.load(scale + which * o_row + column_out, mask=inside, other=0.0)
+    tl.store(out + row * o_row + column_out, result.to(out.dtype.element_ty), mask=inside)
 
 
 def grouped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    factors: Factors = NONE,
 ) -> torch.Tensor:
-    """softmax(scaling q k^T + mask) v, [B, 1, H, V].
+    """softmax(scaling q k^T + mask) v, [B, 1, H, V], times the input scale of an edit of what reads it.
 
     Args:
         query: [B, H, 1, D].
         key, value: [B, G, S, D] and [B, G, S, V], S a multiple of 32, H a multiple of G.
         mask: [B, 1, 1, S], added to the scores; finite.
+        factors: its input scale [T, H V], where it has one, is of the trial of each row.
     """
     rows, heads, _, size = query.shape
     groups, length, v_size = key.shape[1], key.shape[2], value.shape[3]
     out = torch.empty(rows, 1, heads, v_size, dtype=query.dtype, device=query.device)
     if query.stride(3) != 1 or key.stride(3) != 1 or value.stride(3) != 1 or mask.stride(3) != 1:
         raise ValueError("the last axis of queries, keys, values and mask lies without gaps")
+    scale, of_rows = factors.input_scale, factors.rows
+    by_row = isinstance(of_rows, torch.Tensor)
     _grouped[(rows, groups)](
-        query, key, value, mask, out, scaling, length,
+        query, key, value, mask, query if scale is None else scale, of_rows if by_row else query, out, scaling, length,
+        0 if by_row else of_rows,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), mask.stride(0), out.stride(0),
         GROUP=heads // groups, SIZE=size, V_SIZE=v_size, HEADS=max(16, triton.next_power_of_2(heads // groups)),
         WIDE=max(16, triton.next_power_of_2(size)), V_WIDE=max(16, triton.next_power_of_2(v_size)), KEYS=_KEYS,
-        EXACT=query.dtype == torch.float32, num_warps=4,
+        EXACT=query.dtype == torch.float32, SCALED=scale is not None, BY_ROW=by_row, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -19,20 +19,41 @@ from transformers import PreTrainedModel
 from bruno.engine.edits.session import try_kernels
 from bruno.engine.events import Emit, Fallback
 from bruno.engine.model.architectures import Writer, find_mixtures
+from bruno.engine.model.lean import Lean, make
+from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.probes import disagreement, probe_logits
+from bruno.errors import first_line
 
 _PARTS = {"rope": True, "rms_norm": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 _GATED = ("swiglu", "geglu")
 _BOUND = ("forward", "extra_repr", "_get_name")  # what Liger puts on a module
 
 
-def fuse(model: PreTrainedModel, writers: Sequence[Writer], emit: Emit) -> None:
-    """Make a model on a GPU launch less; says so where it cannot. On a CPU nothing happens."""
+def fuse(model: PreTrainedModel, writers: Sequence[Writer], emit: Emit) -> Lean | None:
+    """Make a model on a GPU launch less; says so where it cannot. On a CPU nothing happens.
+
+    Returns:
+        Its lean blocks, for passes that want them, where its blocks are of that kind.
+    """
     if model.device.type != "cuda":
-        return
+        return None
     for method, reason in (("Fused edits", try_kernels(model.device)), ("Fused norms (Liger)", _liger(model, writers))):
         if reason:
             emit(Fallback(method=method, reason=reason, instead="torch's own operations"))
+    lean, reason = _lean(model)
+    if reason:
+        emit(Fallback(method="Lean blocks", reason=reason, instead="the library's blocks"))
+    return lean
+
+
+def _lean(model: PreTrainedModel) -> tuple[Lean | None, str]:
+    """Lean blocks by our kernels, or why there are none."""
+    try:
+        return make(model, importlib.import_module("bruno.engine.model.lean_kernels"))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None, f"{type(error).__name__}: {first_line(error)}"  # no Triton, no compiler, a device it does not know
 
 
 def _liger(model: PreTrainedModel, writers: Sequence[Writer]) -> str:
@@ -61,7 +82,7 @@ def _liger(model: PreTrainedModel, writers: Sequence[Writer]) -> str:
         wrong = disagreement(model, before, probe_logits(model))
         reason = f"this model's answers differ with them (KL {wrong:.2g})" if wrong else ""
     except Exception as error:  # noqa: BLE001  (a compiler that is missing, a release that changed: each a reason)
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
     if reason:
         _restore(code, names)
         _unbind(bound)

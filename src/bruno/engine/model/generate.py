@@ -75,25 +75,32 @@ def generate(
     Raises:
         torch.OutOfMemoryError: the caller halves `rows` and tries again.
     """
+    if not prepared.answers:
+        raise ValueError("these prompts were prepared for first tokens alone")
     trials = max(1, session.trials if session else 0)
     answers = _Answers(loaded, len(prepared.prompts), max_new_tokens, list(give_up_at or [0] * trials))
     try:
         together = rows or _rows_together(loaded, prepared, max_new_tokens)
-        for wave in _waves(loaded, prepared, session, together, answers):
-            decoding = _decoding(loaded, prepared, wave, max_new_tokens, session)
-            while decoding.rows:
-                written = decoding.tokens()
-                finished = {row for row, each in enumerate(written) if answers.add(*each)}
-                if settled is not None:
-                    finished |= answers.settle(written, settled)
-                decoding.drop(sorted(finished))
-                if decoding.rows:
-                    decoding.step()
+        with loaded.running(session):
+            for wave in _waves(loaded, prepared, session, together, answers):
+                _write_out(_decoding(loaded, prepared, wave, max_new_tokens, session), answers, settled)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             loaded.workspace.release()
         raise
     return answers.generation()
+
+
+def _write_out(decoding: Decoding, answers: _Answers, settled: Callable[[str], bool] | None) -> None:
+    """One wave, until its last answer is finished."""
+    while decoding.rows:
+        written = decoding.tokens()
+        finished = {row for row, each in enumerate(written) if answers.add(*each)}
+        if settled is not None:
+            finished |= answers.settle(written, settled)
+        decoding.drop(sorted(finished))
+        if decoding.rows:
+            decoding.step()
 
 
 class _Answers:
@@ -153,16 +160,20 @@ def _rows_together(loaded: LoadedModel, prepared: PreparedPrompts, longest: int)
     return room(loaded, prepared, longest) if prepared.graphs else 4 * loaded.default_rows
 
 
-def prepare(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
+def prepare(
+    loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0, answers: bool = True
+) -> PreparedPrompts:
     """Do the base model's share of the work once, and find the fastest way of writing answers to these prompts.
 
     Call outside a session, or with the session off.
 
     Args:
         rows: prompts in one pass; 0 lets the engine choose. Out of memory halves it, and says so.
+        answers: whether answers will be written to these prompts; without, first tokens alone can be asked for, and less
+            memory is kept.
     """
-    prepared = with_states(loaded, prompts, emit=emit, rows=rows)
-    return replace(prepared, graphs=usable(loaded, prepared, emit))
+    prepared = with_states(loaded, prompts, emit=emit, rows=rows, answers=answers)
+    return replace(prepared, graphs=prepared.answers and usable(loaded, prepared, emit))
 
 
 @torch.inference_mode()
@@ -174,20 +185,22 @@ def first_token_logprobs(
     Without a session, or for a trial that edits nothing, these are the kept ones of `prepare`: KL(base, base) is 0
     exactly. `rows` is the most prompts in one pass (0: as prepared).
     """
-    prefixes = prefix_of_trials(loaded, prepared, session)
     result: torch.Tensor | None = None
-    for item in prepared.pieces(rows):
-        count = len(item.batch.indices)
-        for trials in _groups(loaded, prepared, session, count):
-            edited = session is not None and session.trials and session.first_layer[trials[0]] < loaded.layers
-            logits = item.logits
-            if edited:
-                logits = trial_pass(loaded, prepared, item, prefixes, session, trials).logits
-            if result is None:
-                result = logits.new_empty(len(prefixes), len(prepared.prompts), logits.shape[-1], dtype=torch.float32)
-            for row, trial in enumerate(trials):
-                own = logits[row * count : (row + 1) * count] if edited else logits
-                result[trial, item.batch.indices.to(result.device)] = own.float().log_softmax(-1)
+    with loaded.running(session):
+        prefixes = prefix_of_trials(loaded, prepared, session)
+        for item in prepared.pieces(rows):
+            count = len(item.batch.indices)
+            for trials in _groups(loaded, prepared, session, count):
+                edited = session is not None and session.trials and session.first_layer[trials[0]] < loaded.layers
+                logits = item.logits
+                if edited:
+                    logits = trial_pass(loaded, prepared, item, prefixes, session, trials).logits
+                if result is None:
+                    shape = (len(prefixes), len(prepared.prompts), logits.shape[-1])
+                    result = logits.new_empty(shape, dtype=torch.float32)
+                for row, trial in enumerate(trials):
+                    own = logits[row * count : (row + 1) * count] if edited else logits
+                    result[trial, item.batch.indices.to(result.device)] = own.float().log_softmax(-1)
     return torch.empty(len(prefixes), 0, 0) if result is None else result
 
 
@@ -205,6 +218,8 @@ def answer_logprobs(
     Returns:
         log p [T, N, K, V] fp32 (position j predicts answer token j), and a mask [N, K], False beyond each answer's end.
     """
+    if not prepared.answers:
+        raise ValueError("these prompts were prepared for first tokens alone")
     device, count = loaded.device, len(answers)
     longest = max(map(len, answers), default=0)
     tokens = torch.full((count, longest), prepared.prompts.pad_id, device=device)
@@ -212,22 +227,23 @@ def answer_logprobs(
     for row, answer in enumerate(answers):
         tokens[row, : len(answer)] = torch.tensor(answer, device=device)
         mask[row, : len(answer)] = True
-    prefixes = prefix_of_trials(loaded, prepared, session)
     result: torch.Tensor | None = None
-    for item in prepared.pieces(rows):
-        indices = item.batch.indices.to(device)
-        for trial in range(len(prefixes)):
-            given, real = tokens[indices, :-1], mask[indices, :-1]
-            if prepared.cache == "blocks":
-                done = trial_pass(loaded, prepared, item, prefixes, session, [trial])
-                logits = done.logits[:, None]
-                if longest > 1:
-                    logits = torch.cat([logits, _continue(loaded, prepared, item, done, given, real)], dim=1)
-            else:
-                logits = _whole_answers(loaded, item, session, trial, given, real)
-            if result is None:
-                result = torch.empty(len(prefixes), count, longest, logits.shape[-1], device=device)
-            result[trial, indices] = logits.float().log_softmax(-1)
+    with loaded.running(session):
+        prefixes = prefix_of_trials(loaded, prepared, session)
+        for item in prepared.pieces(rows):
+            indices = item.batch.indices.to(device)
+            for trial in range(len(prefixes)):
+                given, real = tokens[indices, :-1], mask[indices, :-1]
+                if prepared.cache == "blocks":
+                    done = trial_pass(loaded, prepared, item, prefixes, session, [trial])
+                    logits = done.logits[:, None]
+                    if longest > 1:
+                        logits = torch.cat([logits, _continue(loaded, prepared, item, done, given, real)], dim=1)
+                else:
+                    logits = _whole_answers(loaded, item, session, trial, given, real)
+                if result is None:
+                    result = torch.empty(len(prefixes), count, longest, logits.shape[-1], device=device)
+                result[trial, indices] = logits.float().log_softmax(-1)
     return torch.empty(len(prefixes), 0, 0, 0) if result is None else result, mask
 
 

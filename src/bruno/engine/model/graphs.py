@@ -20,17 +20,17 @@ from dataclasses import dataclass
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model.architectures import decoder_config
 from bruno.engine.model.decoding import Started, Written, moves
-from bruno.engine.model.loading import LoadedModel, first_line
+from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
 from bruno.engine.model.prefill import window_of
 from bruno.engine.model.prepared import PreparedPrompts
-from bruno.engine.model.workspace import Buffers
+from bruno.engine.model.workspace import Buffers, FixedLayer
+from bruno.errors import first_line
 
 _STEP = 32  # positions; a multiple of 8, which the attention kernels want of a mask's rows
 _CHUNK = 8  # tokens written before the host is told
@@ -71,7 +71,7 @@ class GraphedRows:
             self._session.steady = True
         self._buffers = self._filled(prepared, wave, longest)
         self._active = len(self._owners)  # rows that a step computes
-        self._layers = [_Layer(self._buffers, block) for block in range(loaded.layers)]
+        self._layers = [FixedLayer(self._buffers, block) for block in range(loaded.layers)]
         self._cache = Cache(layers=list(self._layers))
         if self._session is not None:
             self._session.rows_on_device(self._buffers.trial)
@@ -247,28 +247,6 @@ def _attending(loaded: LoadedModel) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-
-class _Layer(DynamicLayer):
-    """One block's keys and values in the buffers; the newest go where `place` says."""
-
-    def __init__(self, buffers: Buffers, block: int) -> None:
-        super().__init__()
-        self._buffers, self._keys, self._values = buffers, buffers.keys[block], buffers.values[block]
-        self.rows, self.seen = 0, 0
-        self.lazy_initialization(self._keys, self._values)
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object):
-        """Write one position of the first rows; returns views [rows, heads, seen, size]."""
-        self._keys[: self.rows].index_copy_(2, self._buffers.place, key_states)
-        self._values[: self.rows].index_copy_(2, self._buffers.place, value_states)
-        return self._keys[: self.rows, :, : self.seen], self._values[: self.rows, :, : self.seen]
-
-    def get_seq_length(self) -> int:
-        return self.seen - 1
-
-    def get_mask_sizes(self, _query_length: int) -> tuple[int, int]:
-        return self.seen, 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Emit, Fallback, ModelLoaded
 from bruno.engine.model.architectures import Writer, decoder_config, find_writers
 from bruno.engine.model.chat_format import pad_token
 from bruno.engine.model.checkpoint import stored_routers, stored_writers
 from bruno.engine.model.devices import device_map, devices_for
 from bruno.engine.model.fusing import fuse
+from bruno.engine.model.lean import Lean
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.precision import (
     element_size,
@@ -43,7 +46,7 @@ from bruno.engine.model.precision import (
 )
 from bruno.engine.model.probes import padding_is_harmless, why_not_finite
 from bruno.engine.model.workspace import Workspace
-from bruno.errors import BrunoError, InputError
+from bruno.errors import BrunoError, InputError, first_line
 from bruno.settings.engine import EngineSettings
 from bruno.settings.paths import paths
 
@@ -69,6 +72,7 @@ class LoadedModel:
         default_rows: prompts in one pass where nobody says otherwise.
         pads: whether shorter rows may be padded on the left. False for a model whose answers depend on padding: its
             batches hold prompts of one length.
+        lean: its blocks with half the launches, where there are such (on a GPU).
         workspace: what writing answers on a GPU keeps between batches of trials.
     """
 
@@ -84,7 +88,12 @@ class LoadedModel:
     hidden_size: int
     default_rows: int
     pads: bool = True
+    lean: Lean | None = field(default=None, compare=False, repr=False)
     workspace: Workspace = field(default_factory=Workspace, compare=False, repr=False)
+
+    def running(self, session: EditSession | None) -> AbstractContextManager[None]:
+        """Passes of the search are made in this: by lean blocks where there are any, with the session's edits."""
+        return nullcontext() if self.lean is None else self.lean.on(session)
 
 
 def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
@@ -107,7 +116,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
     model = _model(source, settings, config, devices, emit, own_code=code)
     pads = padding_is_harmless(model, emit)
     writers = find_writers(model)
-    fuse(model, writers, emit)
+    lean = fuse(model, writers, emit)
     if settings.export.save:
         stored_writers(source, writers)  # raises now what would otherwise end the search with nothing to show
         if settings.edit.router:
@@ -137,6 +146,7 @@ def load(settings: EngineSettings, emit: Emit) -> LoadedModel:
         hidden_size=config.hidden_size,
         default_rows=settings.loading.batch_size or (32 if model.device.type == "cpu" else 128),
         pads=pads,
+        lean=lean,
     )
 
 
@@ -181,11 +191,6 @@ def locate(settings: EngineSettings) -> Path:
         ) from error
     except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
         raise InputError(f"{name} could not be downloaded: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of a library says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _needs_own_code(source: Path, settings: EngineSettings) -> bool:

@@ -21,12 +21,12 @@ from bruno.engine.events import Emit, Fallback
 from bruno.engine.model.architectures import decoder_config, find_blocks
 from bruno.engine.model.cache import BlockCache, cache_of, decoding_cache, held, is_recurrent, why_not_blocks
 from bruno.engine.model.chat_format import Batch, EncodedPrompts
-from bruno.engine.model.loading import LoadedModel, first_line
+from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import free_memory, halving, is_out_of_memory
 from bruno.engine.model.passes import forward, keeping_inputs, logits_of, own_cache_pass
 from bruno.engine.model.prepared import CacheUse, Pass, PreparedBatch, PreparedPrompts
 from bruno.engine.model.probes import disagreement
-from bruno.errors import BrunoError
+from bruno.errors import BrunoError, first_line
 
 _KEPT_STATES = 16  # blocks whose inputs are kept; a pass starts at most L / 16 blocks too low
 _MEMORY_SHARE = 0.25  # of what is free, for kept states
@@ -42,23 +42,31 @@ _UNUSABLE = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeE
 """What a model raises that cannot be run in a way it was not made for."""
 
 
-def with_states(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0) -> PreparedPrompts:
+def with_states(
+    loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, rows: int = 0, answers: bool = True
+) -> PreparedPrompts:
     """Do the base model's share of the work once. Call outside a session, or with the session off.
 
     Args:
         rows: prompts in one pass; 0 lets the engine choose. Out of memory halves it, and says so.
+        answers: whether more than the first token will be asked for; without, keys and values of the prompts' own
+            positions are not kept.
     """
-    rows = rows or loaded.default_rows
     if not prompts.ids:
         return PreparedPrompts(prompts, loaded.layers, 0, {}, [], [], reuse=True)
+    rows = rows or _alike(loaded, prompts)
     whole = why_not_blocks(decoder_config(loaded.model)) or ("" if loaded.pads else "its rows cannot be padded")
     reason = whole or _why_not_reuse(loaded, prompts)
     if not reason:
         prefix = _usable_prefix(loaded, prompts)
         prepared = halving(lambda size: _prepare(loaded, prompts, size, prefix, "blocks", reuse=True), rows, emit)
         reason = _check_reuse(loaded, prepared)
+        if reason and loaded.lean is not None and not loaded.lean.refused:
+            loaded.lean.refused = True
+            emit(Fallback(method="Lean blocks", reason=reason, instead="the library's blocks"))
+            return with_states(loaded, prompts, emit=emit, rows=rows, answers=answers)
         if not reason:
-            return prepared
+            return prepared if answers else prepared.for_first_tokens()
     emit(Fallback(method="Reuse of the base model's states", reason=reason, instead="whole passes for every trial"))
     uses: tuple[CacheUse, ...] = ("own", "none") if whole else ("blocks", "own", "none")
     for use, following in zip(uses, (*uses[1:], None), strict=True):
@@ -69,6 +77,22 @@ def with_states(loaded: LoadedModel, prompts: EncodedPrompts, *, emit: Emit, row
             break
         emit(Fallback(method=f"Writing answers with {_NAMES[use]}", reason=reason, instead=_NAMES[following]))
     return prepared
+
+
+def _alike(loaded: LoadedModel, prompts: EncodedPrompts) -> int:
+    """Prompts in one pass where nobody says: the usual number; on a GPU fewer of more alike lengths, down to a quarter
+    of them, while more than a tenth of what is computed would be padding."""
+    if loaded.device.type != "cuda":
+        return loaded.default_rows
+    start = prompts.shared_prefix()
+    own = sorted(len(ids) - start for ids in prompts.ids)
+    size = 0
+    for pieces in range(1, 5):
+        size = math.ceil(min(loaded.default_rows, len(own)) / pieces)
+        parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
+        if sum(part[-1] * len(part) for part in parts) <= 1.1 * sum(own):
+            break
+    return size
 
 
 def prefix_of_trials(
@@ -203,14 +227,14 @@ def _prepare(
         ids = torch.tensor([prompts.ids[0][:prefix]], device=loaded.device)
         positions = torch.arange(prefix, device=loaded.device)[None]
         cache = cache_of(config)
-        with keeping_inputs(loaded, kept) as prefix_states:
+        with loaded.running(None), keeping_inputs(loaded, kept) as prefix_states:
             forward(loaded, Batch(torch.zeros(1), ids, torch.ones_like(ids), positions), torch.ones_like(ids), cache)
         prefix_blocks = held(cache)
     batches = []
     for batch in prompts.batches(rows, loaded.device, start=prefix, equal_lengths=not loaded.pads):
         mask = torch.cat([batch.attention_mask.new_ones(len(batch.indices), prefix), batch.attention_mask], dim=1)
         cache = cache_of(config, [prefix_blocks], len(batch.indices)) if reuse else None
-        with keeping_inputs(loaded, kept) as states:
+        with loaded.running(None), keeping_inputs(loaded, kept) as states:
             logits = forward(loaded, batch, mask, cache)
         own = [block.after(prefix) for block in held(cache)] if cache else []
         batches.append(PreparedBatch(batch, mask, logits, states, own))
@@ -225,9 +249,10 @@ def _check_reuse(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
     config = decoder_config(loaded.model)
     try:
         cache = cache_of(config, [prepared.prefix_blocks], len(item.batch.indices))
-        resumed = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
-        done = Pass(resumed, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
-        written = _one_more(loaded, prepared, item, done)
+        with loaded.running(None):
+            resumed = forward(loaded, item.batch, item.mask, cache, start, item.states.get(start))
+            done = Pass(resumed, held(cache, start), prepared.prefix_blocks[:start], item.blocks[:start])
+            written = _one_more(loaded, prepared, item, done)
         plain = _plain(loaded, prepared, item)
     except _UNUSABLE as error:
         if is_out_of_memory(error):

@@ -6,7 +6,7 @@ Made by `prefill.py`. Pure tensors; runs no model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -79,6 +79,7 @@ class PreparedPrompts:
         reuse: whether states are kept.
         cache: how answers are written.
         graphs: whether answers are written by captured CUDA graphs.
+        answers: whether answers can be written; otherwise first tokens alone can be asked for.
     """
 
     prompts: EncodedPrompts
@@ -90,6 +91,11 @@ class PreparedPrompts:
     reuse: bool
     cache: CacheUse = "blocks"
     graphs: bool = False
+    answers: bool = True
+
+    def for_first_tokens(self) -> PreparedPrompts:
+        """Without what only answers need."""
+        return replace(self, batches=[replace(item, blocks=[]) for item in self.batches], answers=False)
 
     def start(self, first_layer: int) -> int:
         """The highest block, at most `first_layer`, that a pass can start at; L when the base model's pass will do."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 _KEPT_GRAPHS = 96  # of all row counts, lengths and edits; more means that something changes with every batch
 
@@ -53,6 +54,36 @@ class Buffers:
     def bytes(self) -> int:
         """Memory of keys and values."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
+
+
+class FixedLayer(DynamicLayer):
+    """One block's keys and values in the buffers; the newest go where `place` says, into the first `rows` rows, of which
+    the first `seen` positions are read."""
+
+    def __init__(self, buffers: Buffers, block: int) -> None:
+        super().__init__()
+        self.into = (buffers.keys[block], buffers.values[block], buffers.place)
+        """Where the newest key and value go."""
+        self.rows, self.seen = 0, 0
+        self.lazy_initialization(buffers.keys[block], buffers.values[block])
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What there is to attend to, as views [rows, heads, seen, size]."""
+        keys, values, _ = self.into
+        return keys[: self.rows, :, : self.seen], values[: self.rows, :, : self.seen]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object):
+        """Write one position of the first rows; returns views [rows, heads, seen, size]."""
+        keys, values, place = self.into
+        keys[: self.rows].index_copy_(2, place, key_states)
+        values[: self.rows].index_copy_(2, place, value_states)
+        return self.read()
+
+    def get_seq_length(self) -> int:
+        return self.seen - 1
+
+    def get_mask_sizes(self, _query_length: int) -> tuple[int, int]:
+        return self.seen, 0
 
 
 @dataclass

@@ -92,10 +92,11 @@ class Scorer:
         session.off()
         rows = settings.loading.batch_size
         self.bad = prepare(loaded, self._encode(bad), emit=emit, rows=rows)
-        self.good = prepare(loaded, self._encode(good), emit=emit, rows=rows)
+        several = settings.scoring.kl_divergence_tokens > 1
+        self.good = prepare(loaded, self._encode(good), emit=emit, rows=rows, answers=several)
         self.base = first_token_logprobs(loaded, self.good, rows=rows)[0]  # [N, V]
         self.base_ids: list[list[int]] | None = None
-        if settings.scoring.kl_divergence_tokens > 1:
+        if several:
             self.base_ids = generate(
                 loaded, self.good, max_new_tokens=settings.scoring.kl_divergence_tokens, rows=rows
             ).ids[0]
@@ -114,9 +115,12 @@ class Scorer:
     def ordinary_refusals(self, edit: TrialEdit) -> tuple[int, int]:
         """How many good prompts are refused before and after an edit: an edit should not teach refusing."""
         self.session.off()
-        before = self._refusals(self.good, None, 0)[0]
+        good = self.good
+        if not good.answers:
+            good = prepare(self.loaded, good.prompts, emit=self.emit, rows=self.settings.loading.batch_size)
+        before = self._refusals(good, None, 0)[0]
         self._write([edit])
-        return before, self._refusals(self.good, self.session, 0)[0]
+        return before, self._refusals(good, self.session, 0)[0]
 
     def answers(self, edit: TrialEdit | None, prompts: Sequence[str] | None = None) -> list[str]:
         """Whole answers, none cut short where its verdict is settled.

@@ -1,0 +1,259 @@
+"""Decoder blocks run with half the launches, for the families whose blocks are built alike (Llama, Mistral, Qwen 2 and 3 ...).
+
+Such a block is two products with norms, rotary embeddings, attention and a gated activation between them, some twenty
+small operations as the library writes it, and six more for an edit's hooks. At a hundred rows each takes a GPU longer to
+begin than to do. Here what lies between two products is one operation: an edit's removal, the residual sum and the next
+norm; queries, keys and values turned and put where they are kept; the gate and the next input's scale.
+
+Blocks are replaced for a pass at a time (`Lean.on`) and only by what gave the same numbers as the library's code when the
+model was loaded (`make`): what is built otherwise, quantised or spread over devices stays as it is. The weights of queries,
+keys and values are moved next to each other, which the library's own code does not notice. Runs the model; owns no edit:
+it reads what a session has written (`EditSession.factors`), and leaves writers whose edit is of another kind to the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bruno.engine.edits.rows import NONE, Factors
+from bruno.engine.edits.session import EditSession
+from bruno.engine.model.architectures import decoder_config, find_blocks
+from bruno.engine.model.lean_torch import Heads, Norm
+from bruno.engine.model.workspace import FixedLayer
+from bruno.errors import first_line
+
+_ROUNDING, _ROUGH_ROUNDING = 1e-4, 3e-2  # of what a block adds
+_OTHER = "its blocks are built of other parts"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One block's modules and what is read of them.
+
+    Attributes:
+        attention, mlp: the modules.
+        qkv, qkv_bias: weights of queries, keys and values as one, [(H + 2 G) size, d], and their biases.
+        before, between: the norms in front of attention and of the MLP.
+        heads: how `qkv`'s products lie.
+    """
+
+    attention: nn.Module
+    mlp: nn.Module
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    before: Norm
+    between: Norm
+    heads: Heads
+
+
+@torch.inference_mode()
+def make(model: PreTrainedModel, operations: ModuleType) -> tuple[Lean | None, str]:
+    """The lean blocks of a model, or None and why there are none.
+
+    Args:
+        operations: `lean_kernels`, or `lean_torch`.
+
+    Each block is compared with the library's on random states before anything is replaced.
+    """
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return None, "the model is spread over several devices"
+    modules = find_blocks(model)
+    rotary = next((each.rotary_emb for each in model.modules() if getattr(each, "layers", None) is modules
+                   and hasattr(each, "rotary_emb")), None)  # fmt: skip
+    if rotary is None:
+        return None, "its positions are not rotary embeddings of the whole decoder"
+    parts = []
+    for module in modules:
+        found = _parts_of(module)
+        if found is None:
+            return None, _OTHER
+        parts.append(found)
+    lean = Lean(model, parts, operations)
+    try:
+        wrong = lean.difference(rotary)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return None, f"a block does not run by itself: {first_line(error)}"
+    return (None, f"a block differs from the library's (by {wrong:.2g} of what it adds)") if wrong else (lean, "")
+
+
+def _parts_of(block: nn.Module) -> Parts | None:
+    """A block's parts, weights of queries, keys and values side by side from now on; None where it is built otherwise."""
+    attention, mlp = getattr(block, "self_attn", None), getattr(block, "mlp", None)
+    norms = [_norm(getattr(block, name, None)) for name in ("input_layernorm", "post_attention_layernorm")]
+    products = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
+    products += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    if attention is None or mlp is None or None in norms or not all(type(each) is nn.Linear for each in products):
+        return None
+    if any(hasattr(block, name) for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm")):
+        return None
+    size = getattr(attention, "head_dim", 0)
+    q, k, v = products[:3]
+    if not size or size % 2 or q.out_features % size or k.out_features % size or k.out_features != v.out_features:
+        return None
+    of_heads = [_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm")]
+    for name, norm in zip(("q_norm", "k_norm"), of_heads, strict=True):
+        if hasattr(attention, name) and (norm is None or len(norm.gain) != size):
+            return None
+    if len({each.bias is None for each in (q, k, v)}) > 1 or not hasattr(attention, "scaling"):
+        return None
+    heads = Heads(q.out_features // size, k.out_features // size, size, *of_heads)
+    weight, bias = _side_by_side([q, k, v])
+    return Parts(attention, mlp, weight, bias, norms[0], norms[1], heads)
+
+
+def _norm(module: nn.Module | None) -> Norm | None:
+    eps, gain = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
+    return Norm(gain, float(eps)) if eps is not None and gain is not None and gain.dim() == 1 else None
+
+
+def _side_by_side(linears: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Their weights and biases as one tensor each, of which each one's own is a view from now on."""
+    together = []
+    for name in ("weight", "bias"):
+        own = [getattr(each, name) for each in linears]
+        if own[0] is None:
+            together.append(None)
+            continue
+        whole = torch.cat([each.data for each in own])
+        for each, part in zip(linears, whole.split([len(each) for each in own]), strict=True):
+            setattr(each, name, nn.Parameter(part, requires_grad=False))
+        together.append(whole)
+    return together[0], together[1]
+
+
+class Lean:
+    """The lean blocks of one model. Made by `make`."""
+
+    def __init__(self, model: PreTrainedModel, parts: Sequence[Parts], operations: ModuleType) -> None:
+        self._modules, self._parts, self._does = find_blocks(model), list(parts), operations
+        self._config = decoder_config(model)
+        self._session: EditSession | None = None
+        self._normed: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The last block's output, and that normed for the next one."""
+        self.refused = False
+        """Set where a whole pass with them differed: `on` then leaves the model as it is."""
+        self.single: Callable[..., torch.Tensor] | None = None
+        """Attention of one new token over keys of a fixed length (`attention.grouped`), where that is used."""
+
+    @contextmanager
+    def on(self, session: EditSession | None) -> Iterator[None]:
+        """For a while the model's blocks are these, with the session's edits."""
+        if self.refused:
+            yield
+            return
+        self._session = session if session is not None and session.trials else None
+        for index, module in enumerate(self._modules):
+            module.forward = partial(self._forward, index)
+        try:
+            yield
+        finally:
+            self._session = self._normed = None
+            for module in self._modules:
+                del module.forward
+
+    def difference(self, rotary: nn.Module) -> float:
+        """By how much a block differs from the library's, as a share of what it adds, where that is more than rounding;
+        else 0."""
+        like = self._parts[0].qkv
+        exact = like.dtype == torch.float32
+        generator = torch.Generator(like.device).manual_seed(0)
+        x = 0.03 * torch.randn(
+            2, 6, like.shape[1], generator=generator, device=like.device
+        )  # rounds less than it gains
+        x = x.to(like.dtype)
+        farthest = getattr(self._config, "max_position_embeddings", None) or 2048
+        places = torch.linspace(0, farthest - 1, 6, device=like.device).long()[None]  # some families scale by distance
+        positions = rotary(x, places)
+        worst = 0.0
+        for index, module in enumerate(self._modules):
+            theirs = module(
+                x, attention_mask=None, position_ids=places, position_embeddings=positions, past_key_values=None
+            )
+            ours = self._forward(index, x, position_embeddings=positions)
+            self._normed = None
+            adds = (theirs - x).float().norm()
+            worst = max(worst, ((ours - theirs).float().norm() / adds).item())
+        return 0.0 if worst < (_ROUNDING if exact else _ROUGH_ROUNDING) else worst  # NaN is a difference
+
+    def _forward(
+        self,
+        index: int,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **options: object,
+    ) -> torch.Tensor:
+        """One block, as the library calls it: [B, S, d] to [B, S, d]."""
+        del position_ids, use_cache
+        if position_embeddings is None:
+            raise TypeError("a lean block needs the positions' cosines and sines")
+        parts, does = self._parts[index], self._does
+        kept = self._normed
+        x = kept[1] if kept is not None and kept[0] is hidden_states else does.normed(hidden_states, parts.before)
+        writer, writes = parts.attention.o_proj, self._factors(parts.attention.o_proj)
+        mixed = self._attend(parts, linear(x, parts.qkv, parts.qkv_bias), position_embeddings, attention_mask,
+                             past_key_values, writes, options)  # fmt: skip
+        stream, x = does.added(
+            _written(writer, mixed, writes), hidden_states, NONE if writes is None else writes, parts.between
+        )
+        mlp, writes = parts.mlp, self._factors(parts.mlp.down_proj)
+        inner = does.gated(linear(x, mlp.gate_proj.weight, mlp.gate_proj.bias),
+                           linear(x, mlp.up_proj.weight, mlp.up_proj.bias), NONE if writes is None else writes)  # fmt: skip
+        following = self._parts[index + 1].before if index + 1 < len(self._parts) else None
+        out, x = does.added(
+            _written(mlp.down_proj, inner, writes), stream, NONE if writes is None else writes, following
+        )
+        self._normed = None if x is None else (out, x)
+        return out
+
+    def _factors(self, writer: nn.Module) -> Factors | None:
+        """What the session does to a writer; None where that is left to the hooks on it."""
+        return NONE if self._session is None else self._session.factors(writer)
+
+    def _attend(
+        self,
+        parts: Parts,
+        qkv: torch.Tensor,
+        positions: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: Cache | None,
+        writes: Factors | None,
+        options: dict[str, object],
+    ) -> torch.Tensor:
+        """What goes into the output projection, with the edit's input scale on it: [B, S, H size]."""
+        attention, does, shape = parts.attention, self._does, qkv.shape[:2]
+        layer = cache.layers[attention.layer_idx] if cache is not None else None
+        if isinstance(layer, FixedLayer) and shape[1] == 1:
+            q, _, _ = does.turned(qkv, *positions, parts.heads, layer.into)
+            k, v = layer.read()
+            if self.single is not None and mask is not None:
+                return self.single(q, k, v, mask, attention.scaling, writes or NONE).view(*shape, -1)
+        else:
+            q, k, v = does.turned(qkv, *positions, parts.heads)
+            if cache is not None:
+                k, v = cache.update(k, v, attention.layer_idx)
+        interface = ALL_ATTENTION_FUNCTIONS[self._config._attn_implementation]
+        window = getattr(attention, "sliding_window", None)
+        mixed, _ = interface(
+            attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling, sliding_window=window, **options
+        )
+        mixed = mixed.reshape(*shape, -1)
+        return mixed if writes is None else does.scaled(mixed, writes)
+
+
+def _written(writer: nn.Module, x: torch.Tensor, factors: Factors | None) -> torch.Tensor:
+    """The writer's product; by way of its hooks where nothing else applies its edit."""
+    return writer(x) if factors is None else linear(x, writer.weight, writer.bias)
