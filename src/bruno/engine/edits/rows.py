@@ -26,7 +26,7 @@ class Rows:
         if isinstance(self.value, int):
             return self.value
         if device not in self._placed:
-            self._placed[device] = self.value.to(device)
+            self._placed[device] = self.value.to(device, non_blocking=True)  # a wait would cost more than a pass
         return self._placed[device]
 
     def of_tokens(self, tokens: int, device: torch.device) -> torch.Tensor | int:
@@ -87,11 +87,21 @@ class Buffers:
             buffer[:trials].copy_(value)
         self._present = frozenset(present)
 
-    def neutral(self) -> None:
-        """An edit that does nothing, of the kind that was last written; none where there was none yet."""
+    def neutral(self, like: WriterEdit, inputs: int) -> None:
+        """An edit that does nothing, of the kind that was last written, or else of the kind of another writer's.
+
+        Args:
+            inputs: d_in of this writer.
+        """
+        if not self._present:
+            given = {name: value for name, value in vars(like).items() if value is not None}
+            for name, value in given.items():
+                shape = (*value.shape[1:-1], inputs if name in ("input_scale", "input_read") else value.shape[-1])
+                self._tensors[name] = value.new_zeros((self._max_trials, *shape), device=self.device)
+            self._present = frozenset(given)
         for name in self._present:
             self._tensors[name].fill_(1.0 if name in ("input_scale", "output_scale") else 0.0)
-        self.active = bool(self._present)
+        self.active = True
 
     def signature(self) -> Hashable:
         """What an active edit consists of, and where it lies."""

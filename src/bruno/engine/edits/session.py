@@ -50,7 +50,7 @@ class EditSession:
         self._first_layer: tuple[int, ...] = ()
         self.written = 0
         """How often edits have been written: what was computed with them holds until it changes."""
-        self.steady = False
+        self.steady = any(next(writer.module.parameters()).is_cuda for writer in writers)
         """Whether writers that a batch leaves alone keep an edit that does nothing instead of none: what is launched is
         then the same for every batch, as a captured graph needs it."""
 
@@ -72,12 +72,23 @@ class EditSession:
             edit = batch.edits.get(index)
             site.write(edit, batch.trials)
             if edit is None and self.steady and isinstance(site, _Site):
-                site.buffers.neutral()
+                like = self._like(site.component, batch)
+                if like is not None:
+                    site.buffers.neutral(like, site.inputs)
         for layer, site in self._routers.items():
             site.write(batch.routers.get(layer), batch.trials)
         self._first_layer = batch.first_layer
         self.written += 1
         self.rows_of(0)
+
+    def _like(self, component: str, batch: EditBatch) -> WriterEdit | None:
+        """An edit of the batch around another writer of the component, or else around any, to do nothing like it."""
+        known = [
+            (site.component == component, edit)
+            for index, edit in batch.edits.items()
+            if isinstance(site := self._sites[index], _Site) and edit.input_read is None
+        ]
+        return max(known, key=lambda each: each[0])[1] if known else None
 
     def rows(self, trial_of_row: torch.Tensor) -> None:
         """Say which trial each row of the following forward passes belongs to: LongTensor [B], values below `trials`.
@@ -191,6 +202,7 @@ class _Site(_Hooked):
 
     def __init__(self, writer: Writer, rows: Rows, max_trials: int) -> None:
         super().__init__(writer.module, rows, max_trials)
+        self.component, self.inputs = writer.component, writer.weight_shape[1]
 
     def attach(self) -> None:
         self._handles = [

@@ -64,14 +64,68 @@ def is_recurrent(config) -> bool:
     return not _RECURRENT.isdisjoint(get_layer_types_and_kwargs(config)[0])
 
 
+class PromptLayer(DynamicLayer):
+    """One block's keys and values of a pass over prompts: the prefix of each trial, which its rows share, and the rows'
+    own positions behind it, which come once and are put where they stay.
+
+    Args:
+        prefixes: for each trial, keys and values [1, heads, P, size]; none for a pass without a prefix.
+        rows: of each trial.
+    """
+
+    def __init__(self, prefixes: Sequence[tuple[torch.Tensor, ...]], rows: int) -> None:
+        super().__init__()
+        self._prefixes, self._rows = prefixes, rows
+
+    @property
+    def prefix(self) -> int:
+        return self._prefixes[0][0].shape[2] if self._prefixes else 0
+
+    def room(
+        self, keys: tuple[int, int], values: tuple[int, int], shape: tuple[int, int], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where own keys and values go, [B, heads, S, size]; None when they have come already.
+
+        Args:
+            keys, values: (heads, size).
+            shape: (B, S).
+            like: a tensor of their type, on their device.
+        """
+        if self.is_initialized:
+            return None
+        rows, own = shape
+        start = self.prefix
+        both = [like.new_empty(rows, heads, start + own, size) for heads, size in (keys, values)]
+        for side, whole in enumerate(both):
+            if start:
+                before = [each[side] for each in self._prefixes]
+                trials = before[0] if len(before) == 1 else torch.cat(before)
+                whole.unflatten(0, (len(trials), self._rows))[:, :, :, :start] = trials[:, None]
+        self.lazy_initialization(both[0], both[1])
+        self.keys, self.values = both
+        return both[0][:, :, start:], both[1][:, :, start:]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **options: object):
+        """Put own positions behind the prefix; returns all, [B, heads, P + S, size]."""
+        sides = ((each.shape[1], each.shape[3]) for each in (key_states, value_states))
+        rooms = self.room(*sides, (key_states.shape[0], key_states.shape[2]), key_states)
+        if rooms is None:
+            return super().update(key_states, value_states, *args, **options)
+        rooms[0].copy_(key_states)
+        rooms[1].copy_(value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else self.prefix
+
+
 def cache_of(config, prefixes: Sequence[Sequence[BlockCache]] = (), rows: int = 0) -> Cache:
     """A cache for a pass: empty, or beginning with prefixes (of one row), each one for `rows` rows."""
     kinds, _ = get_layer_types_and_kwargs(config)
-    layers: list = [LinearAttentionLayer() if kind in _RECURRENT else DynamicLayer() for kind in kinds]
-    for layer, *blocks in zip(layers, *prefixes, strict=False):
-        if isinstance(layer, DynamicLayer) and blocks and blocks[0].positions:
-            sides = zip(*(block.positions for block in blocks), strict=True)
-            layer.update(*(torch.cat([t.expand(rows, -1, -1, -1) for t in side]) for side in sides))
+    layers: list = []
+    for index, kind in enumerate(kinds):
+        before = [blocks[index].positions for blocks in prefixes if blocks and blocks[index].positions]
+        layers.append(LinearAttentionLayer() if kind in _RECURRENT else PromptLayer(before, rows))
     return Cache(layers=layers)
 
 

@@ -22,7 +22,7 @@ from bruno.engine.model.graphs import GraphedRows
 from bruno.engine.model.loading import LoadedModel
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.model.passes import logits_of
-from bruno.engine.model.prefill import prefix_of_trials, trial_pass, trials_together, with_states
+from bruno.engine.model.prefill import prefix_of_trials, sharing, trial_pass, with_states
 from bruno.engine.model.prepared import Pass, PreparedBatch, PreparedPrompts
 from bruno.engine.model.room import room
 
@@ -189,8 +189,8 @@ def first_token_logprobs(
     with loaded.running(session):
         prefixes = prefix_of_trials(loaded, prepared, session)
         for item in prepared.pieces(rows):
-            count = len(item.batch.indices)
-            for trials in _groups(loaded, prepared, session, count):
+            count, indices = len(item.batch.indices), item.batch.indices.to(loaded.device, non_blocking=True)
+            for trials in _groups(loaded, prepared, session, item):
                 edited = session is not None and session.trials and session.first_layer[trials[0]] < loaded.layers
                 logits = item.logits
                 if edited:
@@ -200,7 +200,7 @@ def first_token_logprobs(
                     result = logits.new_empty(shape, dtype=torch.float32)
                 for row, trial in enumerate(trials):
                     own = logits[row * count : (row + 1) * count] if edited else logits
-                    result[trial, item.batch.indices.to(result.device)] = own.float().log_softmax(-1)
+                    result[trial, indices] = own.float().log_softmax(-1)
     return torch.empty(len(prefixes), 0, 0) if result is None else result
 
 
@@ -304,7 +304,7 @@ def _waves(
     wave: list[Started] = []
     for item in prepared.pieces(rows):
         count = len(item.batch.indices)
-        for group in _groups(loaded, prepared, session, count, rows // count):
+        for group in _groups(loaded, prepared, session, item, max(1, rows // count)):
             if wave and sum(len(s.owners) for s in wave) + len(group) * count > rows:
                 yield wave
                 wave = []
@@ -317,15 +317,13 @@ def _waves(
 
 
 def _groups(
-    loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None, prompts: int, most: int = 0
+    loaded: LoadedModel, prepared: PreparedPrompts, session: EditSession | None, item: PreparedBatch, most: int = 0
 ) -> list[list[int]]:
-    """Trials that share a pass over so many prompts, those that begin at similar blocks together; the ones that edit
-    nothing apart."""
+    """Trials that share a pass over a batch, at most so many (0: any number); the ones that edit nothing apart."""
     if session is None or not session.trials:
         return [[0]]
     begins = session.first_layer
-    edited = sorted((t for t, begin in enumerate(begins) if begin < loaded.layers), key=lambda t: begins[t])
-    size = trials_together(loaded, prepared, prompts)
-    size = max(1, min(size, most) if most else size)
-    groups = [edited[begin : begin + size] for begin in range(0, len(edited), size)]
-    return groups + [[t] for t, begin in enumerate(begins) if begin >= loaded.layers]
+    edited = [trial for trial, begin in enumerate(begins) if begin < loaded.layers]
+    shared = sharing(loaded, prepared, item, [begins[trial] for trial in edited], most)
+    together = [[edited[position] for position in group] for group in shared]
+    return together + [[trial] for trial, begin in enumerate(begins) if begin >= loaded.layers]

@@ -123,7 +123,7 @@ class GraphedRows:
             rows[:, own:width].masked_fill_(seen[:, prefix:], 0)
             buffers.position[begin:end] = started.last_positions
             buffers.newest[begin:end] = done.logits.argmax(-1)
-            buffers.trial[begin:end] = torch.tensor([trial for trial, _ in started.owners], device=seen.device)
+            buffers.trial[begin:end].copy_(torch.tensor([trial for trial, _ in started.owners]), non_blocking=True)
             begin = end
         if buffers is None:
             raise ValueError("a wave has at least one pass")

@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bruno.engine.edits.rows import NONE, Factors
 from bruno.engine.edits.session import EditSession
 from bruno.engine.model.architectures import decoder_config, find_blocks
+from bruno.engine.model.cache import PromptLayer
 from bruno.engine.model.lean_torch import Heads, Norm
 from bruno.engine.model.workspace import FixedLayer
 from bruno.errors import first_line
@@ -236,11 +237,15 @@ class Lean:
         """What goes into the output projection, with the edit's input scale on it: [B, S, H size]."""
         attention, does, shape = parts.attention, self._does, qkv.shape[:2]
         layer = cache.layers[attention.layer_idx] if cache is not None else None
+        of_group = (parts.heads.groups, parts.heads.size)
         if isinstance(layer, FixedLayer) and shape[1] == 1:
             q, _, _ = does.turned(qkv, *positions, parts.heads, layer.into)
             k, v = layer.read()
             if self.single is not None and mask is not None:
                 return self.single(q, k, v, mask, attention.scaling, writes or NONE).view(*shape, -1)
+        elif isinstance(layer, PromptLayer) and (own := layer.room(of_group, of_group, shape, qkv)) is not None:
+            q, _, _ = does.turned(qkv, *positions, parts.heads, (*own, None))
+            k, v = layer.keys, layer.values
         else:
             q, k, v = does.turned(qkv, *positions, parts.heads)
             if cache is not None:

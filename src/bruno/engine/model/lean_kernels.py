@@ -186,7 +186,7 @@ def turned(
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: Heads,
-    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `lean_torch.turned`."""
     qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
@@ -194,18 +194,19 @@ def turned(
     q = qkv.new_empty(rows, positions, heads.queries, heads.size).transpose(1, 2)
     if into is None:
         k, v = (qkv.new_empty(rows, positions, heads.groups, heads.size).transpose(1, 2) for _ in range(2))
-        place = qkv
+        place = None
     else:
         k, v, place = into
     group, half = heads.queries // heads.groups, heads.size // 2
     q_norm, k_norm = heads.query_norm, heads.key_norm
     _turned[(rows * positions, heads.groups)](
-        qkv, cos, sin, qkv if q_norm is None else q_norm.gain, qkv if k_norm is None else k_norm.gain, place, q, k, v,
+        qkv, cos, sin, qkv if q_norm is None else q_norm.gain, qkv if k_norm is None else k_norm.gain,
+        qkv if place is None else place, q, k, v,
         positions, cos.stride(0) if len(cos) > 1 else 0, cos.stride(1), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         0.0 if q_norm is None else q_norm.eps, 0.0 if k_norm is None else k_norm.eps,
         GROUP=group, GROUPS=heads.groups, HALF=half, HEADS=triton.next_power_of_2(group),
         WIDE=triton.next_power_of_2(half), Q_NORM=q_norm is not None, K_NORM=k_norm is not None,
-        AT_PLACE=into is not None, num_warps=1 if group * half <= 512 else 4,
+        AT_PLACE=place is not None, num_warps=1 if group * half <= 512 else 4,
     )  # fmt: skip
     return q, k, v
 

@@ -68,14 +68,15 @@ def turned(
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: Heads,
-    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values out of one product: normed where the family does that, turned by their positions.
 
     Args:
         qkv: [B, S, (H + 2 G) size].
         cos, sin: [B or 1, S, size].
-        into: keys and values [R, G, W, size] of fixed length and a place [1] there, which one position (S = 1) goes to.
+        into: where keys and values go, [B, G, S, size]; or, with a place [1], [R, G, W, size] of fixed length, where one
+            position (S = 1) goes to that place of the first rows.
 
     Returns:
         Queries [B, H, S, size]; keys and values [B, G, S, size], or those of `into`.
@@ -89,8 +90,12 @@ def turned(
     if into is None:
         return q, k, v
     keys, values, place = into
-    keys[: len(k)].index_copy_(2, place, k)
-    values[: len(v)].index_copy_(2, place, v)
+    if place is None:
+        keys.copy_(k)
+        values.copy_(v)
+    else:
+        keys[: len(k)].index_copy_(2, place, k)
+        values[: len(v)].index_copy_(2, place, v)
     return q, keys, values
 
 

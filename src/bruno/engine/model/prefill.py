@@ -11,7 +11,6 @@ with the cache that the model makes for itself, and where even that is wrong, wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,12 +25,11 @@ from bruno.engine.model.memory import free_memory, halving, is_out_of_memory
 from bruno.engine.model.passes import forward, keeping_inputs, logits_of, own_cache_pass
 from bruno.engine.model.prepared import CacheUse, Pass, PreparedBatch, PreparedPrompts
 from bruno.engine.model.probes import disagreement
+from bruno.engine.model.sharing import BlockCost, groups, prompts_of_pass
 from bruno.errors import BrunoError, first_line
 
 _KEPT_STATES = 16  # blocks whose inputs are kept; a pass starts at most L / 16 blocks too low
 _MEMORY_SHARE = 0.25  # of what is free, for kept states
-_LAUNCH = 3.2e-3  # seconds that Python takes for a block of a pass, its keys and values included (seen: 2 to 3.5 ms)
-_RATE = 5e14  # operations a second that a pass reaches on a large GPU
 _LONGEST_ANSWER = 4096  # tokens; see `_usable_prefix`
 _NAMES: dict[CacheUse, str] = {
     "blocks": "rows of several trials in one cache",
@@ -54,7 +52,7 @@ def with_states(
     """
     if not prompts.ids:
         return PreparedPrompts(prompts, loaded.layers, 0, {}, [], [], reuse=True)
-    rows = rows or _alike(loaded, prompts)
+    rows = rows or _rows(loaded, prompts)
     whole = why_not_blocks(decoder_config(loaded.model)) or ("" if loaded.pads else "its rows cannot be padded")
     reason = whole or _why_not_reuse(loaded, prompts)
     if not reason:
@@ -79,20 +77,12 @@ def with_states(
     return prepared
 
 
-def _alike(loaded: LoadedModel, prompts: EncodedPrompts) -> int:
-    """Prompts in one pass where nobody says: the usual number; on a GPU fewer of more alike lengths, down to a quarter
-    of them, while more than a tenth of what is computed would be padding."""
+def _rows(loaded: LoadedModel, prompts: EncodedPrompts) -> int:
+    """Prompts in one pass where nobody says."""
     if loaded.device.type != "cuda":
         return loaded.default_rows
     start = prompts.shared_prefix()
-    own = sorted(len(ids) - start for ids in prompts.ids)
-    size = 0
-    for pieces in range(1, 5):
-        size = math.ceil(min(loaded.default_rows, len(own)) / pieces)
-        parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
-        if sum(part[-1] * len(part) for part in parts) <= 1.1 * sum(own):
-            break
-    return size
+    return prompts_of_pass([len(ids) - start for ids in prompts.ids], loaded.default_rows, _cost(loaded))
 
 
 def prefix_of_trials(
@@ -160,14 +150,26 @@ def trial_pass(
     return Pass(logits, held(cache, start), prepared.prefix_blocks[:start], item.blocks)
 
 
-def trials_together(loaded: LoadedModel, prepared: PreparedPrompts, rows: int) -> int:
-    """How many trials share a pass over so many prompts: on a GPU enough that it computes for longer than it takes to
-    launch the pass, one elsewhere."""
-    if loaded.device.type != "cuda" or not prepared.reuse or not prepared.batches:
-        return 1
-    weights = sum(p.numel() for p in find_blocks(loaded.model).parameters())
-    tokens = rows * prepared.batches[0].batch.input_ids.shape[1]
-    return math.ceil(_LAUNCH * loaded.layers * _RATE / (2 * weights * tokens))
+def sharing(
+    loaded: LoadedModel, prepared: PreparedPrompts, item: PreparedBatch, begins: Sequence[int], most: int
+) -> list[list[int]]:
+    """Which of some trials share a pass over a batch, as positions in `begins`: on a GPU those that cost least together,
+    elsewhere none.
+
+    Args:
+        begins: the lowest block that each of them edits.
+        most: the largest group; 0 for any.
+    """
+    if loaded.device.type != "cuda" or not prepared.reuse:
+        return [[trial] for trial in sorted(range(len(begins)), key=lambda trial: begins[trial])]
+    starts = [prepared.start(begin) for begin in begins]
+    tokens = item.batch.input_ids.numel()
+    return groups(starts, loaded.layers, tokens, _cost(loaded), most or len(begins))
+
+
+def _cost(loaded: LoadedModel) -> BlockCost:
+    parameters = sum(p.numel() for p in find_blocks(loaded.model).parameters())
+    return BlockCost.on_gpu(parameters, loaded.layers, lean=loaded.lean is not None and not loaded.lean.refused)
 
 
 @torch.inference_mode()
