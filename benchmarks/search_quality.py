@@ -203,7 +203,8 @@ def held_out(run: Run, lines: Lines, trials: int) -> None:
         scorer = run.scorer(run.prompts.bad_held_out, run.prompts.good_held_out)
         for trial in sorted(wanted):
             score = scorer.score([run.space.edit(rows[trial]["parameters"])])[0]
-            lines.add({"trial": trial, "held_out": [score.refusals, score.prompts, score.kl]})
+            answered = scorer.ordinary(run.space.edit(rows[trial]["parameters"])).kl_answered
+            lines.add({"trial": trial, "held_out": [score.refusals, score.prompts, score.kl, answered]})
 
 
 def job(given: argparse.Namespace, name: str) -> None:
@@ -239,8 +240,9 @@ def summary(given: argparse.Namespace, arm: str) -> dict[str, Any]:
             after[f"{checkpoint} trials, at most {most} refused"] = {
                 "kl": kls,
                 "median": round(statistics.median(known), 4) if len(known) == len(kls) else None,
-                "held_out_refusals": [refused for refused, _, _ in outside],
-                "held_out_kl": [round(kl, 4) for _, _, kl in outside],
+                "held_out_refusals": [refused for refused, *_ in outside],
+                "held_out_kl": [round(kl, 4) for _, _, kl, _ in outside],
+                "held_out_kl_where_the_original_answers": [round(kl, 4) for *_, kl in outside],
             }
     seconds = [row["seconds"] for each in rows for row in each]
     stopped = sum("at_least" in row for each in rows for row in each)

@@ -281,6 +281,8 @@ class HeldOut(_Event):
     kl: float
     kl_tokens: float | None = None
     """KL over `scoring.kl_divergence_tokens` positions, when more than one was asked for."""
+    kl_answered: float | None = None
+    """KL on the ordinary prompts that the original answers, where it refuses some: there the edit is meant to change it."""
     ordinary_before: int
     ordinary_after: int
     ordinary_prompts: int
@@ -293,10 +295,18 @@ class HeldOut(_Event):
         def share(interval: tuple[float, float]) -> str:
             return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
+        answered = self.ordinary_prompts - self.ordinary_before
         return [
             f"* Held-out refusals before: {self.before}/{self.prompts} (95 % interval {share(self.before_interval)})",
             f"* Held-out refusals after: {self.after}/{self.prompts} (95 % interval {share(self.after_interval)})",
             f"* Held-out KL divergence: {self.kl:.4f}",
+            *(
+                []
+                if self.kl_answered is None
+                else [
+                    f"* Held-out KL on the {answered} ordinary prompts that the original answers: {self.kl_answered:.4f}"
+                ]
+            ),
             *([] if self.kl_tokens is None else [f"* Held-out KL over several tokens: {self.kl_tokens:.4f}"]),
             f"* Ordinary prompts refused: {self.ordinary_before}/{self.ordinary_prompts} before, "
             f"{self.ordinary_after}/{self.ordinary_prompts} after",

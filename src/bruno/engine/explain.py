@@ -57,6 +57,7 @@ class HeldOutScores(_Part):
     before_interval: tuple[float, float]
     after_interval: tuple[float, float]
     kl: float
+    kl_answered: float | None = None
     ordinary_before: int
     ordinary_after: int
     ordinary_prompts: int

@@ -91,11 +91,12 @@ def _held_out(held: HeldOutScores | None) -> list[str]:
     def share(interval: tuple[float, float]) -> str:
         return f"95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
+    answered = "" if held.kl_answered is None else f", {held.kl_answered:.4f} where the original answers"
     further = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in (held.model_extra or {}).items()]
     return [
         f"refused before: {held.before}/{held.prompts} ({share(held.before_interval)})",
         f"refused after: {held.after}/{held.prompts} ({share(held.after_interval)})",
-        f"KL divergence: {held.kl:.4f} nats",
+        f"KL divergence: {held.kl:.4f} nats{answered}",
         f"ordinary prompts refused: {held.ordinary_before}/{held.ordinary_prompts} before, "
         f"{held.ordinary_after}/{held.ordinary_prompts} after",
         *further,

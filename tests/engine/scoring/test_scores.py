@@ -121,7 +121,7 @@ def test_several_tokens_only_when_asked(loaded):
 
 def test_ordinary_refusals_before_and_after(loaded):
     with EditSession(loaded.writers, max_trials=1) as session:
-        before, after = scorer(loaded, session).ordinary_refusals(NOTHING)
+        before, after, _ = scorer(loaded, session).ordinary(NOTHING)
     assert before == after
 
 

@@ -145,6 +145,11 @@ def _scores(card: Card) -> str:
             ("Refused, held-out prompts, before", _count(held.before, held.prompts)),
             ("Refused, held-out prompts, after", _count(held.after, held.prompts)),
             ("KL divergence, held-out prompts", f"{held.kl:.4f} nats"),
+            *(
+                []
+                if held.kl_answered is None
+                else [("KL divergence, held-out prompts that the original answers", f"{held.kl_answered:.4f} nats")]
+            ),
             ("Ordinary held-out prompts refused, before", _count(held.ordinary_before, held.ordinary_prompts)),
             ("Ordinary held-out prompts refused, after", _count(held.ordinary_after, held.ordinary_prompts)),
         ]

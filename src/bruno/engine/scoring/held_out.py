@@ -26,7 +26,7 @@ def held_out_report(scorer: Scorer, edit: TrialEdit, behaviour: Behaviour, promp
     """
     before, after = scorer.answers(None), scorer.answers(edit)
     scores = scorer.score([edit])[0]
-    ordinary = scorer.ordinary_refusals(edit)
+    ordinary = scorer.ordinary(edit)
     evaluations = []
     for name, texts in prompts.held_out_evaluation.items():
         counts = [scorer.detector.count(scorer.answers(each, texts)) for each in (None, edit)]
@@ -42,8 +42,9 @@ def held_out_report(scorer: Scorer, edit: TrialEdit, behaviour: Behaviour, promp
         after_interval=wilson_interval(scores.refusals, scores.prompts),
         kl=scores.kl,
         kl_tokens=scores.kl_tokens,
-        ordinary_before=ordinary[0],
-        ordinary_after=ordinary[1],
+        kl_answered=ordinary.kl_answered,
+        ordinary_before=ordinary.before,
+        ordinary_after=ordinary.after,
         ordinary_prompts=len(prompts.good_held_out),
         evaluations=evaluations,
         opinions=second_opinions(

@@ -7,6 +7,7 @@ with. Nothing here knows how trials are proposed or recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -54,6 +55,15 @@ def wilson_interval(count: int, of: int) -> tuple[float, float]:
 
     interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+class Ordinary(NamedTuple):
+    """Good prompts before and after an edit: how many are refused, and the KL of the first token on those that the
+    untouched model answers (None where it refuses none, which is the KL of all, or every one)."""
+
+    before: int
+    after: int
+    kl_answered: float | None
 
 
 class Scorer:
@@ -112,15 +122,22 @@ class Scorer:
         self.session.off()
         return self._refusals(self.bad, None, 0)[0]
 
-    def ordinary_refusals(self, edit: TrialEdit) -> tuple[int, int]:
-        """How many good prompts are refused before and after an edit: an edit should not teach refusing."""
+    def ordinary(self, edit: TrialEdit) -> Ordinary:
+        """What an edit does to good prompts: it should not teach refusing, nor change what is no refusal."""
         self.session.off()
         good = self.good
         if not good.answers:
             good = prepare(self.loaded, good.prompts, emit=self.emit, rows=self.settings.loading.batch_size)
-        before = self._refusals(good, None, 0)[0]
+        refused = [bool(self.detector.count([text])) for text in self._generate(good, None, 0, early=True).texts[0]]
         self._write([edit])
-        return before, self._refusals(good, self.session, 0)[0]
+        after = self._refusals(good, self.session, 0)[0]
+        kl = None
+        if 0 < sum(refused) < len(refused):
+            edited = first_token_logprobs(
+                self.loaded, self.good, session=self.session, rows=self.settings.loading.batch_size
+            )[0]
+            kl = kl_divergence(self.base, edited, ~torch.tensor(refused))
+        return Ordinary(sum(refused), after, kl)
 
     def answers(self, edit: TrialEdit | None, prompts: Sequence[str] | None = None) -> list[str]:
         """Whole answers, none cut short where its verdict is settled.
