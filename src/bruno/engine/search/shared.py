@@ -40,6 +40,7 @@ from bruno.engine.scoring.result import Known, Scores, Stopped
 from bruno.engine.search.board import Board, deal, drawn_by, fail_silent, give_back, look, mark, quietly
 from bruno.engine.search.choice import pareto_front
 from bruno.engine.search.heartbeats import Heartbeats
+from bruno.engine.search.rdb import together
 from bruno.engine.search.sampler import sampler_for
 from bruno.engine.search.space import Space
 from bruno.engine.search.storage import GRACE, PATIENCE, RETRIES, persist
@@ -186,7 +187,8 @@ class Worker:
                 # Nobody dealt it: another took the last one between our look and our question.
                 self._drop(trial, beats)
                 return None
-            self.space.suggest(trial)
+            with together(self.study):
+                self.space.suggest(trial)
             trial.set_user_attr("drawn", mark(self.name, trial.number))
         except BaseException:
             beats.end(trial._trial_id)  # it is not ours to keep alive

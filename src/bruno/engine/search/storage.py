@@ -1,7 +1,8 @@
 """Where a study is kept: an SQLite file in the run's folder, or a database server that any number of workers share.
 
 Touches the storage and nothing else. Everything that keeps trials apart and brings lost ones back is Optuna's own
-(`RDBStorage`: heartbeats, the grace period, `RetryHeartbeatStaleTrialCallback`); this file only opens it.
+(`RDBStorage`: heartbeats, the grace period, `RetryHeartbeatStaleTrialCallback`); this file opens it, `rdb.py` says what of its
+transactions is ours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sqlalchemy.event
 import sqlalchemy.exc
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from bruno.engine.search.rdb import SharedStorage
 from bruno.errors import BrunoError, InputError
 from bruno.settings.engine import hide_password
 from bruno.settings.secrets import hide_url, redact
@@ -213,7 +215,7 @@ def _server(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
             "keepalives_count": 3,
             "application_name": "bruno",
         }
-    made = optuna.storages.RDBStorage(url, engine_kwargs=engine, **options)
+    made = SharedStorage(url, engine_kwargs=engine, **options)
     if url.startswith("postgres"):
         sqlalchemy.event.listen(made.engine, "connect", _limit_idling)
         made.engine.dispose()  # the connection that made the tables
@@ -233,8 +235,7 @@ def _sqlite(storage: str, options: dict[str, Any], *, shared: bool) -> optuna.st
     loses none of this way, and which would take longer than scoring it if each one waited for the disk.
 
     Args:
-        shared: several processes of this machine use it. Every transaction then begins as a writer's: SQLite has no
-            row locks, so that two processes could otherwise both read that a trial waits, and both take it.
+        shared: several processes of this machine use it (`rdb.py` says how its transactions then begin).
     """
     path = storage.removeprefix("sqlite:///")
 
@@ -246,7 +247,5 @@ def _sqlite(storage: str, options: dict[str, Any], *, shared: bool) -> optuna.st
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    made = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect}, **options)
-    if shared:
-        sqlalchemy.event.listen(made.engine, "begin", lambda each: each.exec_driver_sql("BEGIN IMMEDIATE"))
-    return made
+    kind = SharedStorage if shared else optuna.storages.RDBStorage
+    return kind(f"sqlite:///{path}", engine_kwargs={"creator": connect}, **options)
