@@ -1,12 +1,16 @@
 """Trials a minute with one and with several workers, and what a trial costs the database. Prints one JSON line.
 
     python benchmarks/workers.py --model demo --trials 6                    # CPU, the demo model
-    python benchmarks/workers.py --shape 1.5b --trials 64 --workers 1,2     # two GPUs; random weights, made on the spot
+    python benchmarks/workers.py --shape 1.5b --workers 1,2                 # two GPUs; random weights, made on the spot
     python benchmarks/workers.py --database-only                            # statements, bytes and seconds a trial
 
 The runs are the real ones (`python -m bruno.engine abliterate ... --workers N`); the plain reference is the run with one.
-The pace is that between the first and the last report of progress, so that loading is not in it. The database is a
-PostgreSQL server started for the purpose; bytes are counted by a relay before it, its busy time is its own
+Two paces are told. The steady one is what the workers do while all of them are at work and warm: from when each has had
+two batches (compiling, captured graphs) until the first finds nothing left to take. The whole run's is that between the first and
+the last report of progress, in which one worker waits for another at both ends; a long search comes close to the steady one.
+`model_waits` is each worker's share of the time in which its model had no batch.
+
+The database is a PostgreSQL server started for the purpose; bytes are counted by a relay before it, its busy time is its own
 (`pg_stat_database.active_time`), and the trials take no time but the database's. `--wait MS` adds a distance to it.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +28,7 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from shapes import SHAPES, about
@@ -50,7 +56,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="", help="demo, or any model's folder or hub id")
     options.add_argument("--shape", default="tiny", choices=sorted(SHAPES), help="a random model, without --model")
-    options.add_argument("--trials", type=int, default=16)
+    options.add_argument("--trials", type=int, default=512 if torch.cuda.is_available() else 16)
     options.add_argument("--prompts", type=int, default=100)
     options.add_argument("--tokens", type=int, default=30)
     options.add_argument("--together", type=int, default=0, help="trials in one batch (0: the engine's choice)")
@@ -75,7 +81,7 @@ def main() -> None:
 def runs(folder: Path, given: argparse.Namespace) -> dict[str, object]:
     """The same search with each number of workers."""
     model = [given.model] if given.model else random_model(folder, given.shape, given.prompts)
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for count in map(int, given.workers.split(",")):
         out = folder / f"with-{count}"
         command = [sys.executable, "-m", "bruno.engine", "abliterate", *model, "--out", str(out)]
@@ -89,19 +95,82 @@ def runs(folder: Path, given: argparse.Namespace) -> dict[str, object]:
         done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        found[str(count)] = pace(out) | {"seconds": round(time.monotonic() - began, 1)}
-    rates = {count: each["trials_a_minute"] for count, each in found.items()}
-    first = next(iter(rates))
-    return {"runs": found, "times_as_many": {count: round(rate / rates[first], 2) for count, rate in rates.items()}}
+        logs = [out / "workers" / str(n + 1) for n in range(count)] if count > 1 else [out]
+        found[str(count)] = {
+            **steady([events_of(log) for log in logs]),
+            "whole_run": pace(events_of(out)),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    first = next(iter(found.values()))
+    return {
+        "runs": found,
+        "times_as_many": {count: ratio(each, first) for count, each in found.items()},
+        "times_as_many_in_the_whole_run": {
+            count: ratio(each["whole_run"], first["whole_run"]) for count, each in found.items()
+        },
+    }
 
 
-def pace(out: Path) -> dict[str, float]:
+def ratio(one: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """How many times the other's trials a minute; None where one of them was too short to say."""
+    both = one["trials_a_minute"], other["trials_a_minute"]
+    return round(both[0] / both[1], 2) if None not in both else None
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    """A folder's log, with times in seconds."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event | {"at": datetime.fromisoformat(event["time"]).timestamp()} for event in events]
+
+
+def pace(events: list[dict[str, Any]]) -> dict[str, float | None]:
     """Trials a minute between the first and the last report of progress."""
-    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
-    told = [(datetime.fromisoformat(e["time"]), e["completed"]) for e in events if e["kind"] == "progress"]
+    told = [(each["at"], each["completed"]) for each in events if each["kind"] == "progress"]
     (began, first), (ended, last) = told[0], told[-1]
-    minutes = (ended - began).total_seconds() / 60
-    return {"trials": last - first, "trials_a_minute": round((last - first) / minutes, 2) if minutes else float("nan")}
+    minutes = (ended - began) / 60
+    return {"trials": last - first, "trials_a_minute": round((last - first) / minutes, 2) if minutes else None}
+
+
+def steady(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Trials a minute of all workers from when each has had two batches until the first finds nothing left to take: the
+    sum of their paces, each between the first and the last of its own batches that ended in that stretch."""
+    ends = [batches(log) for log in logs]
+    if any(len(each) < 2 for each in ends):
+        return {"trials": 0, "trials_a_minute": None}
+    began = max(each[1][0] for each in ends)
+    ended = min(nothing_left(log) for log in logs)
+    trials, rate = 0, 0.0
+    for each in ends:
+        within = [(at, count) for at, count in each if began <= at <= ended]
+        if len(within) < 2:
+            return {"trials": 0, "trials_a_minute": None}
+        done = sum(count for _, count in within[1:])
+        trials, rate = trials + done, rate + 60 * done / (within[-1][0] - within[0][0])
+    waits = [share for log in logs for share in model_waits(log)]
+    return {"trials": trials, "trials_a_minute": round(rate, 2), **({"model_waits": waits} if waits else {})}
+
+
+def batches(log: list[dict[str, Any]]) -> list[tuple[float, int]]:
+    """When each of a worker's batches was stored, and how many trials it had."""
+    found, count = [], 0
+    for event in log:
+        count += event["kind"] in ("trial_scored", "trial_stopped", "trial_failed")
+        if event["kind"] == "progress":
+            found.append((event["at"], count))
+            count = 0
+    return found
+
+
+def nothing_left(log: list[dict[str, Any]]) -> float:
+    """When a worker first found nothing left to take: it said so, or the study was whole with its last batch."""
+    said = [each["at"] for each in log if each["kind"] == "notice" and each["text"].startswith("Waiting for ")]
+    return min([*said, batches(log)[-1][0]])
+
+
+def model_waits(log: list[dict[str, Any]]) -> list[float]:
+    """The share of time in which a worker's model had no batch, as it says at its end, 0 to 1."""
+    texts = [each["text"] for each in log if each["kind"] == "notice"]
+    return [float(found[1]) / 100 for text in texts if (found := re.search(r"next batch ([\d.]+)% of the time", text))]
 
 
 def random_model(folder: Path, shape: str, prompts: int) -> list[str]:
@@ -150,14 +219,23 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
         direct = postgres.new_database("bench")
         url = direct.replace(f":{postgres.port}/", f":{relay.port}/")
         study = open_study(url, "bench", {}, heartbeat=30, settings={})
-        plan, spent = Plan(trials, batch, 40, 0), {"statements": 0, "drawing": 0, "seconds": 0.0, "commits": 0}
+        plan, spent = Plan(trials, batch, 40, 0), {"statements": 0, "beside": 0, "seconds": 0.0, "commits": 0}
+        scoring = threading.Event()
+
+        class Counted(Worker):
+            def _score(self, *given: Any) -> Any:
+                scoring.set()  # nothing takes no time: what is done while a batch would be scored is what counts
+                try:
+                    return super()._score(*given)
+                finally:
+                    scoring.clear()
 
         def before(connection, *_: object) -> None:
             connection.info["began"] = time.perf_counter()
 
         def after(connection, *_: object) -> None:
             spent["statements"] += 1
-            spent["drawing"] += threading.current_thread().name.startswith("drawing")
+            spent["beside"] += scoring.is_set()
             spent["seconds"] += time.perf_counter() - connection.info["began"]
 
         engine = study._storage._backend.engine
@@ -173,13 +251,13 @@ def database(wait_ms: float, trials: int = 200, batch: int = 8) -> dict[str, obj
                 return float(row[0]) / 1000
 
         relayed, busy, began = relay.bytes, active(), time.perf_counter()
-        Worker(study, SPACE, bowl, plan, lambda _: None, Stop(), "bench", 30).work()
+        Counted(study, SPACE, lambda edits, _: bowl(edits), plan, lambda _: None, Stop(), "bench", 30).work()
         seconds = time.perf_counter() - began
         engine.dispose()  # a session's time is added to the statistics when it ends
         time.sleep(1)
         per = {
             "statements": round(spent["statements"] / trials, 1),
-            "statements_while_a_batch_is_scored": round(spent["drawing"] / trials, 1),
+            "statements_while_a_batch_is_scored": round(spent["beside"] / trials, 1),
             "commits": round(spent["commits"] / trials, 1),
             "kilobytes": round((relay.bytes - relayed) / trials / 1000, 1),
             "seconds_the_worker_waits": round(spent["seconds"] / trials, 4),
