@@ -150,11 +150,12 @@ class Worker:
         return self._draw(board, beats)
 
     def _supply(self, board: Board) -> Board:
-        """Keep twice as many trials waiting as are in hand: enough that nobody waits, and few, because each of them is read
-        at every look."""
-        ahead = 2 * (len(board.running) + self.plan.batch)
-        if len(board.waiting) > ahead // 2:
+        """Keep as many trials waiting as are in hand, and a batch: enough that every worker finds its next while we score
+        ours, and few, because each of them is read at every look."""
+        enough = len(board.running) + self.plan.batch
+        if len(board.waiting) >= enough:
             return board
+        ahead = enough + self.plan.batch
         if self._persist(lambda: deal(self.study, self.plan, board, ahead - len(board.waiting))):
             return self._look()
         return board
