@@ -168,6 +168,12 @@ class Run:
         longest = self.settings.scoring.max_new_tokens
         return self.settings.search.trial_batch or trials_that_fit(self.loaded, len(self.prompts.bad_search), longest)
 
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether another process draws a batch while one is scored: an accelerator should not wait for that; a CPU's cores
+        are busy already."""
+        return self.loaded.device.type != "cpu"
+
     @cached_property
     def session(self) -> EditSession:
         return EditSession(self.loaded.writers, max_trials=self.batch)
@@ -196,7 +202,7 @@ class Run:
         scorer = self._scorer_of_search() if remaining(self.study, wanted) else None
         if scorer is not None:
             screening = screening_for(scorer, self.space, self.settings.search.screening, self.emit)
-            plan = replace(plan, screening=screening)
+            plan = replace(plan, screening=screening, ahead=screening is None and self.draws_ahead)
 
         def evaluate(edits: Sequence[TrialEdit], rows: int, known: Sequence[Known]) -> list[Scores | Stopped | str]:
             if scorer is None:
@@ -213,20 +219,20 @@ class Run:
 
     def _search(self, evaluate: Evaluate, plan: Plan, stop: Stop) -> bool:
         team = self.team
-        if team is None:
+        if team is None and not plan.ahead:
             return search(self.study, self.space, evaluate, plan, self.emit, stop)
         seat = Seat(
             *place_of_study(self.settings, self.behaviour, self.folder),
             self.space,
             plan,
-            name=team.name,
+            name=team.name if team is not None else "",
             heartbeat=self.settings.search.heartbeat,
-            dealer=team.deals,
+            dealer=team is not None and team.deals,
             warnings=self.folder / LIBRARIES_FILE,
         )
         let_go(self.study)  # the process beside this one opens its own connections
         share = work_apart(seat, evaluate, self.emit, stop)
-        if share.whole:
+        if share.whole and team is not None:
             text = f"The study {seat.study} is whole: {plan.trials} trials, {share.scored} of them by this worker, "
             self.emit(Notice(text=text + f"whose model waited for its next batch {share.waited:.1%} of the time"))
         return share.whole

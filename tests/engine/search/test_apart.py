@@ -18,8 +18,8 @@ from bruno.engine.search.bookkeeper import Elsewhere, Seat, portable
 from bruno.engine.search.heartbeats import Heartbeats
 from bruno.engine.search.screening import Screening
 from bruno.engine.search.space import Space
-from bruno.engine.search.storage import NoStudy, StudyMismatch
-from bruno.engine.search.study import Plan, Stop, finished_trials
+from bruno.engine.search.storage import NoStudy, StudyMismatch, open_study
+from bruno.engine.search.study import Plan, Stop, finished_trials, search
 from bruno.errors import BrunoError
 from tests.engine.postgres import PASSWORD
 from tests.engine.search.one_worker import BEAT, SPACE, TRIALS, bowl
@@ -237,3 +237,45 @@ def test_no_heartbeat_is_recorded_while_there_is_no_sign_of_life():
         heart.begin(7)  # the first one is of the draw itself
         assert over.wait(10)
     assert beats == [7, 7]
+
+
+def alone(path, **more):
+    """The place of a run that works on its study by itself."""
+    wanted = Plan(**{"trials": 16, "batch": 4, "startup": 6, "seed": 3, "ahead": True, **more})
+    return Seat(str(path / "study.sqlite3"), "s", SPACE, wanted, "", BEAT)
+
+
+def test_a_run_by_itself_has_the_trials_that_it_would_have_in_one_process(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    events, place = [], alone(tmp_path / "two")
+    in_one = open_study(str(tmp_path / "one" / "study.sqlite3"), "s", {})
+    assert search(in_one, SPACE, bowl, place.plan, lambda _: None, Stop())
+    open_study(place.storage, "s", {})
+    share = work(place, events=events)
+    assert (share.whole, share.scored) == (True, 16)
+    in_two = open_study(place.storage, "s", {})
+    assert [(t.parameters, t.scores) for t in finished_trials(in_two)] == [
+        (t.parameters, t.scores) for t in finished_trials(in_one)
+    ]
+    assert [event.completed for event in events if event.kind == "progress"] == [4, 8, 12, 16]
+
+
+def test_a_run_by_itself_that_was_stopped_goes_on_where_it_was(tmp_path):
+    stop, place = Stop(), alone(tmp_path)
+
+    def evaluate(edits, rows, known):
+        stop.requested = len(known) >= 4
+        return bowl(edits)
+
+    open_study(place.storage, "s", {})
+    first = work(place, evaluate, stop=stop)
+    assert (first.whole, first.scored) == (False, 8)
+    second = work(place)
+    assert (second.whole, second.scored) == (True, 8)
+    (tmp_path / "whole").mkdir()
+    uncut = alone(tmp_path / "whole")
+    open_study(uncut.storage, "s", {})
+    work(uncut)
+    studies = [open_study(each.storage, "s", {}) for each in (place, uncut)]
+    assert len({str([(t.parameters, t.scores) for t in finished_trials(each)]) for each in studies}) == 1

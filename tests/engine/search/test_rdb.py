@@ -3,13 +3,12 @@
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
-import optuna
 import pytest
 import sqlalchemy.event
 from optuna.trial import TrialState
 
 from bruno.engine.search.board import Board, deal, fail_silent, look
-from bruno.engine.search.rdb import SharedStorage, together
+from bruno.engine.search.rdb import together
 from bruno.engine.search.storage import join_study, open_study
 from bruno.engine.search.study import finished_trials
 from tests.engine.search.one_worker import BEAT, SPACE
@@ -82,13 +81,3 @@ def test_a_draw_is_stored_whole_or_not_at_all(storage):  # noqa: F811
     assert other.get_trials()[1].params == {}
     study.ask().suggest_float("direction_index", *SPACE.ranges()["direction_index"])  # by itself again
     assert list(other.get_trials()[2].params) == ["direction_index"]
-
-
-def test_a_storage_without_it_stores_as_it_does(tmp_path):
-    study = open_study(str(tmp_path / "alone.sqlite3"), "s", {})
-    assert not isinstance(study._storage._backend, SharedStorage)
-    trial = study.ask()
-    with together(study):
-        SPACE.suggest(trial)
-        assert study.get_trials()[0].params == trial.params
-    assert isinstance(optuna.storages.get_storage(study._storage), optuna.storages._CachedStorage)

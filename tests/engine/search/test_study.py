@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,12 @@ def test_the_log_of_a_batch_is_one_block_a_trial(tmp_path):
     assert [event.completed for event in events if isinstance(event, Progress)] == [4, 6]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize(("batch", "scored_before"), [(1, 7), (4, 4), (4, 6), (4, 7)])
-def test_a_study_cut_at_any_place_goes_on_as_if_it_were_not(tmp_path, batch, scored_before, monkeypatch):
+def test_a_study_cut_at_any_place_goes_on_as_if_it_were_not(tmp_path, batch, scored_before, ahead, monkeypatch):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    whole, _, _ = run(tmp_path / "whole", batch=batch)
+    whole, _, _ = run(tmp_path / "whole", batch=batch, ahead=ahead)
     import optuna
 
     told, real = [], optuna.Study.tell
@@ -104,11 +106,54 @@ def test_a_study_cut_at_any_place_goes_on_as_if_it_were_not(tmp_path, batch, sco
 
     monkeypatch.setattr(optuna.Study, "tell", tell)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", batch=batch)
+        run(tmp_path / "cut", batch=batch, ahead=ahead)
     monkeypatch.setattr(optuna.Study, "tell", real)
-    study, events, _ = run(tmp_path / "cut", batch=batch)
+    study, events, _ = run(tmp_path / "cut", batch=batch, ahead=ahead)
     assert facts(study) == facts(whole)
     assert events[0] == Resumed(next_trial=scored_before + 1, completed=scored_before, time=events[0].time)
+
+
+@pytest.mark.parametrize("drawn_before", [9, 13, 14])
+def test_cut_while_it_draws_ahead_it_goes_on_as_if_it_were_not(tmp_path, drawn_before, monkeypatch):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole, _, _ = run(tmp_path / "whole", batch=4, ahead=True)
+    drawn, real = [], Space.suggest
+
+    def suggest(self, trial):
+        if len(drawn) == drawn_before:
+            raise KeyboardInterrupt
+        drawn.append(1)
+        return real(self, trial)
+
+    monkeypatch.setattr(Space, "suggest", suggest)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", batch=4, ahead=True)
+    monkeypatch.setattr(Space, "suggest", real)
+    assert facts(run(tmp_path / "cut", batch=4, ahead=True)[0]) == facts(whole)
+
+
+def test_a_batch_is_drawn_while_the_one_before_is_scored_and_knows_nothing_of_it(tmp_path, monkeypatch):
+    """The scorer answers only once the next batch is there; one that was not drawn ahead would wait for ever."""
+    drawn, real = threading.Semaphore(0), Space.suggest
+
+    def suggest(self, trial):
+        parameters = real(self, trial)
+        drawn.release()
+        return parameters
+
+    def evaluate(edits, rows, known):
+        told.append(len(known))
+        batches = 2 if len(told) == 1 else 0 if len(told) == 5 else 1  # the first is drawn before any is scored
+        for _ in range(4 * batches):
+            assert drawn.acquire(timeout=60)
+        return bowl(edits, rows)
+
+    told = []
+    monkeypatch.setattr(Space, "suggest", suggest)
+    _, _, whole = run(tmp_path, evaluate, batch=4, ahead=True)
+    assert whole
+    assert told == [0, 4, 8, 12, 16]
 
 
 CHILD = """

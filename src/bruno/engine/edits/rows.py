@@ -119,8 +119,8 @@ class Buffers:
         """The active edit, for all trials, and whose each row is."""
         if not self.active:
             return NONE
-        names = ("input_scale", "read", "write", "output_scale")
-        return Factors(*(self._tensors[name] if self.has(name) else None for name in names), self.rows.on(self.device))
+        parts = {name: self._tensors[name] if self.has(name) else None for name in Factors._fields if name != "rows"}
+        return Factors(**parts, rows=self.rows.on(self.device))
 
     def of_rows(self, name: str) -> torch.Tensor:
         """A buffer as the rows of this pass need it: [B, ...], or [1, ...] when all rows share a trial."""

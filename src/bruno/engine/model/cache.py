@@ -107,8 +107,8 @@ class PromptLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **options: object):
         """Put own positions behind the prefix; returns all, [B, heads, P + S, size]."""
-        sides = ((each.shape[1], each.shape[3]) for each in (key_states, value_states))
-        rooms = self.room(*sides, (key_states.shape[0], key_states.shape[2]), key_states)
+        rows, heads, own, size = key_states.shape
+        rooms = self.room((heads, size), (value_states.shape[1], value_states.shape[3]), (rows, own), key_states)
         if rooms is None:
             return super().update(key_states, value_states, *args, **options)
         rooms[0].copy_(key_states)
@@ -116,7 +116,7 @@ class PromptLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        return self.keys.shape[2] if self.is_initialized else self.prefix
+        return self.prefix if self.keys is None else self.keys.shape[2]
 
 
 def cache_of(config, prefixes: Sequence[Sequence[BlockCache]] = (), rows: int = 0) -> Cache:

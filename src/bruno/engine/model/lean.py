@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,22 +40,30 @@ _OTHER = "its blocks are built of other parts"
 
 @dataclass(frozen=True)
 class Parts:
-    """One block's modules and what is read of them.
+    """What is read of one block.
 
     Attributes:
-        attention, mlp: the modules.
+        attention: its attention, which the library's attention functions are handed.
+        index: which layer of a cache is its own.
+        scaling: what scores of attention are multiplied by.
         qkv, qkv_bias: weights of queries, keys and values as one, [(H + 2 G) size, d], and their biases.
-        before, between: the norms in front of attention and of the MLP.
         heads: how `qkv`'s products lie.
+        out, gate, up, down: the other products.
+        before, between: the norms in front of attention and of the MLP.
     """
 
     attention: nn.Module
-    mlp: nn.Module
+    index: int
+    scaling: float
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
+    heads: Heads
+    out: nn.Linear
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
     before: Norm
     between: Norm
-    heads: Heads
 
 
 @torch.inference_mode()
@@ -69,8 +78,8 @@ def make(model: PreTrainedModel, operations: ModuleType) -> tuple[Lean | None, s
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return None, "the model is spread over several devices"
     modules = find_blocks(model)
-    rotary = next((each.rotary_emb for each in model.modules() if getattr(each, "layers", None) is modules
-                   and hasattr(each, "rotary_emb")), None)  # fmt: skip
+    decoders = [each for each in model.modules() if getattr(each, "layers", None) is modules]
+    rotary: Any = next((each.rotary_emb for each in decoders if hasattr(each, "rotary_emb")), None)
     if rotary is None:
         return None, "its positions are not rotary embeddings of the whole decoder"
     parts = []
@@ -91,25 +100,30 @@ def _parts_of(block: nn.Module) -> Parts | None:
     """A block's parts, weights of queries, keys and values side by side from now on; None where it is built otherwise."""
     attention, mlp = getattr(block, "self_attn", None), getattr(block, "mlp", None)
     norms = [_norm(getattr(block, name, None)) for name in ("input_layernorm", "post_attention_layernorm")]
-    products = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
-    products += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    if attention is None or mlp is None or None in norms or not all(type(each) is nn.Linear for each in products):
+    found = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
+    found += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    products = [each for each in found if type(each) is nn.Linear]
+    if attention is None or len(products) < len(found) or norms[0] is None or norms[1] is None:
         return None
     if any(hasattr(block, name) for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm")):
         return None
-    size = getattr(attention, "head_dim", 0)
-    q, k, v = products[:3]
-    if not size or size % 2 or q.out_features % size or k.out_features % size or k.out_features != v.out_features:
+    q, k, v, out, gate, up, down = products
+    size, scaling, index = (getattr(attention, name, None) for name in ("head_dim", "scaling", "layer_idx"))
+    if size is None or scaling is None or index is None or size % 2:
+        return None
+    if q.out_features % size or k.out_features % size or k.out_features != v.out_features:
         return None
     of_heads = [_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm")]
     for name, norm in zip(("q_norm", "k_norm"), of_heads, strict=True):
         if hasattr(attention, name) and (norm is None or len(norm.gain) != size):
             return None
-    if len({each.bias is None for each in (q, k, v)}) > 1 or not hasattr(attention, "scaling"):
+    if len({each.bias is None for each in (q, k, v)}) > 1:
         return None
     heads = Heads(q.out_features // size, k.out_features // size, size, *of_heads)
-    weight, bias = _side_by_side([q, k, v])
-    return Parts(attention, mlp, weight, bias, norms[0], norms[1], heads)
+    weight, bias = _side_by_side("weight", [q, k, v]), None
+    if q.bias is not None:
+        bias = _side_by_side("bias", [q, k, v])
+    return Parts(attention, index, scaling, weight, bias, heads, out, gate, up, down, norms[0], norms[1])
 
 
 def _norm(module: nn.Module | None) -> Norm | None:
@@ -117,19 +131,13 @@ def _norm(module: nn.Module | None) -> Norm | None:
     return Norm(gain, float(eps)) if eps is not None and gain is not None and gain.dim() == 1 else None
 
 
-def _side_by_side(linears: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Their weights and biases as one tensor each, of which each one's own is a view from now on."""
-    together = []
-    for name in ("weight", "bias"):
-        own = [getattr(each, name) for each in linears]
-        if own[0] is None:
-            together.append(None)
-            continue
-        whole = torch.cat([each.data for each in own])
-        for each, part in zip(linears, whole.split([len(each) for each in own]), strict=True):
-            setattr(each, name, nn.Parameter(part, requires_grad=False))
-        together.append(whole)
-    return together[0], together[1]
+def _side_by_side(name: str, linears: Sequence[nn.Linear]) -> torch.Tensor:
+    """One parameter of each as one tensor, of which each one's own is a view from now on."""
+    own = [getattr(each, name).data for each in linears]
+    whole = torch.cat(own)
+    for each, part in zip(linears, whole.split([len(each) for each in own]), strict=True):
+        setattr(each, name, nn.Parameter(part, requires_grad=False))
+    return whole
 
 
 class Lean:
@@ -162,7 +170,7 @@ class Lean:
             for module in self._modules:
                 del module.forward
 
-    def difference(self, rotary: nn.Module) -> float:
+    def difference(self, rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> float:
         """By how much a block differs from the library's, as a share of what it adds, where that is more than rounding;
         else 0."""
         like = self._parts[0].qkv
@@ -204,19 +212,14 @@ class Lean:
         parts, does = self._parts[index], self._does
         kept = self._normed
         x = kept[1] if kept is not None and kept[0] is hidden_states else does.normed(hidden_states, parts.before)
-        writer, writes = parts.attention.o_proj, self._factors(parts.attention.o_proj)
-        mixed = self._attend(parts, linear(x, parts.qkv, parts.qkv_bias), position_embeddings, attention_mask,
-                             past_key_values, writes, options)  # fmt: skip
-        stream, x = does.added(
-            _written(writer, mixed, writes), hidden_states, NONE if writes is None else writes, parts.between
-        )
-        mlp, writes = parts.mlp, self._factors(parts.mlp.down_proj)
-        inner = does.gated(linear(x, mlp.gate_proj.weight, mlp.gate_proj.bias),
-                           linear(x, mlp.up_proj.weight, mlp.up_proj.bias), NONE if writes is None else writes)  # fmt: skip
+        writes = self._factors(parts.out)
+        qkv = linear(x, parts.qkv, parts.qkv_bias)
+        mixed = self._attend(parts, qkv, position_embeddings, attention_mask, past_key_values, writes, options)
+        stream, x = does.added(_product(parts.out, mixed, writes), hidden_states, writes or NONE, parts.between)
+        writes = self._factors(parts.down)
+        inner = does.gated(_product(parts.gate, x), _product(parts.up, x), writes or NONE)
         following = self._parts[index + 1].before if index + 1 < len(self._parts) else None
-        out, x = does.added(
-            _written(mlp.down_proj, inner, writes), stream, NONE if writes is None else writes, following
-        )
+        out, x = does.added(_product(parts.down, inner, writes), stream, writes or NONE, following)
         self._normed = None if x is None else (out, x)
         return out
 
@@ -235,30 +238,30 @@ class Lean:
         options: dict[str, object],
     ) -> torch.Tensor:
         """What goes into the output projection, with the edit's input scale on it: [B, S, H size]."""
-        attention, does, shape = parts.attention, self._does, qkv.shape[:2]
-        layer = cache.layers[attention.layer_idx] if cache is not None else None
+        does, rows, positions_of_row = self._does, qkv.shape[0], qkv.shape[1]
+        layer = cache.layers[parts.index] if cache is not None else None
         of_group = (parts.heads.groups, parts.heads.size)
-        if isinstance(layer, FixedLayer) and shape[1] == 1:
+        if isinstance(layer, FixedLayer) and positions_of_row == 1:
             q, _, _ = does.turned(qkv, *positions, parts.heads, layer.into)
             k, v = layer.read()
             if self.single is not None and mask is not None:
-                return self.single(q, k, v, mask, attention.scaling, writes or NONE).view(*shape, -1)
-        elif isinstance(layer, PromptLayer) and (own := layer.room(of_group, of_group, shape, qkv)) is not None:
+                return self.single(q, k, v, mask, parts.scaling, writes or NONE).view(rows, 1, -1)
+        elif isinstance(layer, PromptLayer) and (own := layer.room(of_group, of_group, (rows, positions_of_row), qkv)):
             q, _, _ = does.turned(qkv, *positions, parts.heads, (*own, None))
             k, v = layer.keys, layer.values
         else:
             q, k, v = does.turned(qkv, *positions, parts.heads)
             if cache is not None:
-                k, v = cache.update(k, v, attention.layer_idx)
-        interface = ALL_ATTENTION_FUNCTIONS[self._config._attn_implementation]
-        window = getattr(attention, "sliding_window", None)
-        mixed, _ = interface(
-            attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling, sliding_window=window, **options
+                k, v = cache.update(k, v, parts.index)
+        attend = ALL_ATTENTION_FUNCTIONS[self._config._attn_implementation]
+        window = getattr(parts.attention, "sliding_window", None)
+        mixed, _ = attend(
+            parts.attention, q, k, v, mask, dropout=0.0, scaling=parts.scaling, sliding_window=window, **options
         )
-        mixed = mixed.reshape(*shape, -1)
+        mixed = mixed.reshape(rows, positions_of_row, -1)
         return mixed if writes is None else does.scaled(mixed, writes)
 
 
-def _written(writer: nn.Module, x: torch.Tensor, factors: Factors | None) -> torch.Tensor:
-    """The writer's product; by way of its hooks where nothing else applies its edit."""
-    return writer(x) if factors is None else linear(x, writer.weight, writer.bias)
+def _product(linear_of: nn.Linear, x: torch.Tensor, factors: Factors | None = NONE) -> torch.Tensor:
+    """W x + b; by way of the module's hooks where nothing else applies its edit (None)."""
+    return linear_of(x) if factors is None else linear(x, linear_of.weight, linear_of.bias)

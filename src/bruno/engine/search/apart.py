@@ -1,4 +1,4 @@
-"""The model's side of a worker: it scores what the process beside it asks for, and does nothing else in between.
+"""The model's side of a search: it scores what the process beside it asks for, and does nothing else in between.
 
 `bookkeeper.py` is that process and says why there are two. Touches no storage: takes requests from a pipe, answers them
 one at a time in their order, passes on what is said to the log, and a request to stop to the other side.
@@ -48,7 +48,7 @@ class Share:
 
 
 def work_apart(seat: Seat, evaluate: Evaluate, emit: Emit, stop: Stop) -> Share:
-    """Score trials of a shared study until it is whole, with a process beside this one that takes and stores them.
+    """Score trials of a study until it is whole, with a process beside this one that takes and stores them.
 
     Args:
         seat: the place at the study. `seat.plan.screening` looks at candidates here, never while a batch is scored.
@@ -202,5 +202,8 @@ class _Desk:
         self._process.join(_LEAVE)
         code = self._process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        fix = "Start the same command again: what it had in hand comes back by its heartbeats"
+        comes_back = (
+            "what it had in hand comes back by its heartbeats" if self._seat.name else "everything told is saved"
+        )
+        fix = f"Start the same command again: {comes_back}"
         return BrunoError(f"The process that keeps this worker's study has ended ({how})", fix=fix)

@@ -1,4 +1,4 @@
-"""A worker's study in a process of its own: it takes, draws and stores trials, and has the model's process score them.
+"""A study in a process of its own: it takes, draws and stores trials, and has the model's process score them.
 
 One Python process cannot do both at speed: drawing a trial is tens of milliseconds of Python, and what launches an
 accelerator's work would wait for the interpreter at each launch. So `apart.py`, which has the model, starts this process, and the
@@ -22,18 +22,20 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.log import keep_warnings
-from bruno.engine.scoring.result import Glance
+from bruno.engine.scoring.result import Glance, Known, Scores, Stopped
 from bruno.engine.search.shared import Worker
 from bruno.engine.search.space import Parameters, Space
 from bruno.engine.search.storage import PATIENCE, STORAGE_ERRORS, join_study, reason
-from bruno.engine.search.study import Plan, Stop
+from bruno.engine.search.study import Plan, Stop, remaining, search
 from bruno.errors import BrunoError
 from bruno.settings.secrets import redact
 
@@ -44,14 +46,14 @@ SIGNS = 3
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker's place at a study.
+    """A worker's place at a study, or that of the only process which works on one.
 
     Args:
-        storage: of the study, which a run has opened to workers.
+        storage: of the study, which a run has made.
         study: its name there.
         space: that its trials are drawn from.
         plan: what the study is to hold.
-        name: unique among all workers of the study.
+        name: unique among all workers of the study; "" for a study that nobody else works on.
         heartbeat: seconds between two signs of life in the storage.
         dealer: deals out the trials.
         patience: seconds that a storage which does not answer is waited for.
@@ -166,12 +168,25 @@ def _work(seat: Seat, model: ModelsProcess) -> tuple[bool, int]:
     plan = seat.plan
     if plan.screening is not None:
         plan = replace(plan, screening=replace(plan.screening, look=model.look))
+
+    say = partial(model.say, "event")
+    if not seat.name:
+        study = join_study(seat.storage, seat.study, heartbeat=0)
+        before = remaining(study, plan.trials)
+
+        def evaluate(
+            edits: Sequence[TrialEdit], _rows: int, known: Sequence[Known]
+        ) -> Sequence[Scores | Stopped | str]:
+            return model.ask("score", edits, known)  # the other process halves its rows where memory runs out
+
+        whole = search(study, seat.space, evaluate, plan, say, model.stop)
+        return whole, before - remaining(study, plan.trials)
     worker = Worker(
         join_study(seat.storage, seat.study, heartbeat=seat.heartbeat),
         seat.space,
         lambda edits, known: model.ask("score", edits, known),
         plan,
-        lambda event: model.say("event", event),
+        say,
         model.stop,
         seat.name,
         seat.heartbeat,

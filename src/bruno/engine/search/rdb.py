@@ -1,4 +1,4 @@
-"""Optuna's storage, where several workers share it: with fewer transactions, and reads that lock nothing.
+"""Optuna's storage for one process or several: with fewer transactions, and reads that lock nothing.
 
 Everything that is stored, and in which order a trial goes from hand to hand, stays Optuna's. Two things are ours:
 
@@ -45,7 +45,7 @@ class _Here(threading.local):
 
 
 class SharedStorage(optuna.storages.RDBStorage):
-    """`RDBStorage` for several workers; its arguments are the same."""
+    """`RDBStorage` as said above; its arguments are the same."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self._here = _Here()

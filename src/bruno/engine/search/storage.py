@@ -91,7 +91,7 @@ def open_study(
 
 
 def join_study(storage: str, name: str, *, heartbeat: int) -> optuna.Study:
-    """The study of this name, which a run has made.
+    """The study of this name, which a run has made, and (with a heartbeat) opened to workers.
 
     Raises:
         NoStudy: none has, or not yet.
@@ -105,7 +105,8 @@ def join_study(storage: str, name: str, *, heartbeat: int) -> optuna.Study:
             return None
 
     study = _opened(storage, found)
-    if study is None or "fingerprint" not in study.user_attrs or "settings" not in study.user_attrs:
+    needed = {"fingerprint", "settings"} if heartbeat else {"fingerprint"}
+    if study is None or not needed <= study.user_attrs.keys():
         raise NoStudy(
             f"{hide_password(storage)} holds no study {name} that a run has opened to workers",
             fix="Start bruno abliterate with the same storage and study first, or say --wait SECONDS",
@@ -198,7 +199,7 @@ def _storage(storage: str, heartbeat: int) -> optuna.storages.RDBStorage:
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _server(storage, options) if on_server(storage) else _sqlite(storage, options, shared=bool(heartbeat))
+        return _server(storage, options) if on_server(storage) else _sqlite(storage, options)
 
 
 def _server(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
@@ -230,22 +231,18 @@ def _limit_idling(connection: Any, _record: object) -> None:
     connection.commit()
 
 
-def _sqlite(storage: str, options: dict[str, Any], *, shared: bool) -> optuna.storages.RDBStorage:
+def _sqlite(storage: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
     """An SQLite file. It writes ahead and syncs at checkpoints: a trial is some twenty commits, which a killed process
-    loses none of this way, and which would take longer than scoring it if each one waited for the disk.
-
-    Args:
-        shared: several processes of this machine use it (`rdb.py` says how its transactions then begin).
+    loses none of this way, and which would take longer than scoring it if each one waited for the disk. `rdb.py` says how
+    transactions begin.
     """
     path = storage.removeprefix("sqlite:///")
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        if shared:
-            connection.isolation_level = None
+        connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    kind = SharedStorage if shared else optuna.storages.RDBStorage
-    return kind(f"sqlite:///{path}", engine_kwargs={"creator": connect}, **options)
+    return SharedStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect}, **options)

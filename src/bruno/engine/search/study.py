@@ -15,7 +15,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -35,6 +36,7 @@ from bruno.engine.events import (
 )
 from bruno.engine.model.memory import is_out_of_memory
 from bruno.engine.scoring.result import Known, Scores, Stopped
+from bruno.engine.search.rdb import together
 from bruno.engine.search.sampler import FEW, sampler_for
 from bruno.engine.search.screening import Screening
 from bruno.engine.search.space import Parameters, Space
@@ -43,6 +45,9 @@ Evaluate = Callable[[Sequence[TrialEdit], int, Sequence[Known]], Sequence[Scores
 """Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes), told the trials that were
 scored before, any of which may show that one of the batch need not be read to its end; the reason in words for a trial
 that is rejected."""
+
+Drawn = tuple[int, optuna.Trial]
+"""An index, and the trial that is to decide it."""
 
 ATTEMPTS = 3
 """How often a batch that runs out of memory is tried, each time with half the rows."""
@@ -73,6 +78,7 @@ class Plan:
         warm_starts: parameters of the first trials.
         rows: how many rows one batch needs at most (trials x prompts): where halving starts when memory runs out.
         screening: chooses each trial that is no warm start among several candidates; None takes the first.
+        ahead: draw each batch while the one before is scored; not with screening, which scores candidates.
     """
 
     trials: int
@@ -82,6 +88,7 @@ class Plan:
     warm_starts: Sequence[Parameters] = ()
     rows: int = 0
     screening: Screening | None = None
+    ahead: bool = False
 
 
 class Stop:
@@ -145,7 +152,8 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
     """Run the study up to `plan.trials` trials.
 
     Every trial is stored as it is scored. One that runs out of memory `ATTEMPTS` times, or whose KL is not a number, is
-    stored as failed, and the study goes on.
+    stored as failed, and the study goes on. With `plan.ahead` a batch is drawn while the one before is scored, of which it
+    knows nothing: always, killed and resumed or not, so that the trials stay the same.
 
     Returns:
         True when the study is whole, False when `stop` was requested first.
@@ -154,31 +162,47 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
     if decided:
         emit(Resumed(next_trial=_first_missing(decided) + 1, completed=len(decided)))
     started, done, rows = time.monotonic(), 0, 0
-    while (first := _first_missing(decided)) < plan.trials:
-        if stop.requested:
-            return False
-        end = min(plan.trials, (first // plan.batch + 1) * plan.batch)
-        indices = [index for index in range(first, end) if index not in decided]
-        trials = [_ask(study, space, plan, index, drawn.get(index)) for index in indices]
-        emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(trials[0].params)))
-        # Trials of the same batch are left out, whether or not a killed process has scored some: the batch is the same.
-        known = [
-            (each.number, each.scores)
-            for each in finished_trials(study)
-            if each.index < first // plan.batch * plan.batch
-        ]
-        edits = [space.edit(trial.params) for trial in trials]
-        results, rows = evaluate_batch(evaluate, edits, known, plan, rows, emit)
-        for index, trial, result in zip(indices, trials, results, strict=True):
-            if index != first:
-                emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
-            tell(study, trial, index, result, emit)
-            decided.add(index)
-        done += len(indices)
-        elapsed = time.monotonic() - started
-        left = elapsed / done * (plan.trials - len(decided))
-        emit(Progress(completed=len(decided), trials=plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
+    ahead: list[Drawn] = []
+    with ThreadPoolExecutor(1, "scoring") as scoring:
+        while _first_missing(decided) < plan.trials:
+            if stop.requested:
+                return False
+            batch = ahead or _draw(study, space, plan, decided, drawn)
+            first = batch[0][0]
+            emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(batch[0][1].params)))
+            # Trials of the same batch are left out, whether or not a killed process has scored some: the batch is the same.
+            known = [(t.number, t.scores) for t in finished_trials(study) if t.index < first // plan.batch * plan.batch]
+            edits = [space.edit(trial.params) for _, trial in batch]
+            if plan.ahead:
+                under_way = scoring.submit(evaluate_batch, evaluate, edits, known, plan, rows, emit)
+                ahead = _draw(study, space, plan, decided | {index for index, _ in batch}, drawn)
+                results, rows = under_way.result()
+            else:
+                results, rows = evaluate_batch(evaluate, edits, known, plan, rows, emit)
+            for (index, trial), result in zip(batch, results, strict=True):
+                if index != first:
+                    emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
+                tell(study, trial, index, result, emit)
+                decided.add(index)
+            done += len(batch)
+            elapsed = time.monotonic() - started
+            left = elapsed / done * (plan.trials - len(decided))
+            emit(Progress(completed=len(decided), trials=plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
     return True
+
+
+def _draw(
+    study: optuna.Study, space: Space, plan: Plan, taken: Set[int], drawn: Mapping[int, Parameters]
+) -> list[Drawn]:
+    """The batch of the first index that is not taken; nothing where all are.
+
+    Args:
+        drawn: parameters of trials that a dead process drew.
+    """
+    first = _first_missing(taken)
+    end = min(plan.trials, (first // plan.batch + 1) * plan.batch)
+    indices = [index for index in range(first, end) if index not in taken]
+    return [(index, _ask(study, space, plan, index, drawn.get(index))) for index in indices]
 
 
 def _decided(study: optuna.Study) -> set[int]:
@@ -207,7 +231,7 @@ def _abandoned(study: optuna.Study) -> dict[int, Parameters]:
     return drawn
 
 
-def _first_missing(decided: set[int]) -> int:
+def _first_missing(decided: Set[int]) -> int:
     return next(index for index in range(len(decided) + 1) if index not in decided)
 
 
@@ -217,7 +241,8 @@ def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Param
     study.sampler = sampler_for(plan, index, drawn)
     trial = study.ask()
     trial.set_user_attr("index", index)
-    space.suggest(trial)
+    with together(study):
+        space.suggest(trial)
     trial.set_user_attr("drawn", True)
     return trial
 
