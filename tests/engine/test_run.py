@@ -15,7 +15,7 @@ from bruno.engine.export import write as export_module
 from bruno.engine.export.write import ExportFailed
 from bruno.engine.model.chat_format import encode
 from bruno.engine.place import short_name
-from bruno.engine.run import run
+from bruno.engine.run import Run, run
 from bruno.engine.scoring.scores import kl_divergence, wilson_interval
 from bruno.engine.search.storage import StudyMismatch
 from bruno.errors import BrunoError
@@ -223,6 +223,19 @@ def test_batches_of_trials_give_whole_blocks(material, tmp_path):
     events, done = start(material, tmp_path, export={"save": False}, **values)
     assert done and told(events) == [1, 2, 3, 4, 5]
     assert all(event.kl_tokens is not None for event in of(events, ev.TrialScored))
+
+
+def test_as_on_an_accelerator_the_study_is_kept_beside(material, tmp_path, monkeypatch):
+    """Each batch drawn while the one before is scored, by another process: a whole run, which more trials go on from."""
+    monkeypatch.setattr(Run, "draws_ahead", True)
+    events, whole = start(material, tmp_path, search={"trials": 6, "trial_batch": 2})
+    assert whole
+    assert told(events) == [1, 2, 3, 4, 5, 6]
+    assert [event.completed for event in of(events, ev.Progress)] == [2, 4, 6]
+    assert len(of(events, ev.Finished)) == 1
+    again, whole = start(material, tmp_path, search={"trials": 8, "trial_batch": 2})
+    assert whole
+    assert told(again) == [7, 8]
 
 
 def test_without_a_terminal_the_menu_says_what_it_does_instead(material, finished, tmp_path, monkeypatch):
