@@ -11,7 +11,7 @@ import pytest
 
 from bruno.engine.events import OutOfMemory, Progress, Resumed, TrialFailed, TrialScored, TrialStarted
 from bruno.engine.scoring.result import Scores
-from bruno.engine.search.sampler import FEW
+from bruno.engine.search.sampler import FEW, JointSampler
 from bruno.engine.search.space import Space
 from bruno.engine.search.storage import StudyMismatch, open_study
 from bruno.engine.search.study import Plan, Stop, finished_trials, search, stop_on_signals
@@ -73,6 +73,15 @@ def test_it_searches(tmp_path):
     few = [scores.rate <= FEW for _, _, scores in scored]
     assert sum(few[-30:]) > 2 * sum(few[:30])  # what it is after: few refusals, at whatever KL that takes
     assert len({scores for _, _, scores in scored}) > 30
+
+
+def test_the_sampler_draws_what_optunas_own_does(tmp_path, monkeypatch):
+    """It only spares Optuna looking through all trials for what the space is."""
+    for name in ("ours", "optunas"):
+        (tmp_path / name).mkdir()
+    ours = facts(run(tmp_path / "ours", batch=4)[0])
+    monkeypatch.delattr(JointSampler, "infer_relative_search_space")
+    assert facts(run(tmp_path / "optunas", batch=4)[0]) == ours
 
 
 def test_warm_starts_come_first(tmp_path):

@@ -69,6 +69,7 @@ class Buffers:
         self.rows = rows
         self.device = device
         self.active = False
+        self._neutral = False
         self._max_trials = max_trials
         self._tensors: dict[str, torch.Tensor] = {}
         self._present: frozenset[str] = frozenset()
@@ -78,6 +79,7 @@ class Buffers:
         self.active = edit is not None
         if edit is None:
             return
+        self._neutral = False
         present = {name: value for name, value in vars(edit).items() if value is not None}
         for name, value in present.items():
             buffer = self._tensors.get(name)
@@ -99,9 +101,10 @@ class Buffers:
                 shape = (*value.shape[1:-1], inputs if name in ("input_scale", "input_read") else value.shape[-1])
                 self._tensors[name] = value.new_zeros((self._max_trials, *shape), device=self.device)
             self._present = frozenset(given)
-        for name in self._present:
-            self._tensors[name].fill_(1.0 if name in ("input_scale", "output_scale") else 0.0)
-        self.active = True
+        if not self._neutral:
+            for name in self._present:
+                self._tensors[name].fill_(1.0 if name in ("input_scale", "output_scale") else 0.0)
+        self.active = self._neutral = True
 
     def signature(self) -> Hashable:
         """What an active edit consists of, and where it lies."""

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 
 from bruno.engine.search.screening import Screening, ScreeningSampler
-from bruno.engine.search.space import Parameters
+from bruno.engine.search.space import Parameters, Space
 
 FEW = 0.1
 """Refusal rate above which a trial is infeasible to the sampler. Without it most of the good trials that TPE learns from are
@@ -37,16 +37,32 @@ class Seeding(Protocol):
     def warm_starts(self) -> Sequence[Parameters]: ...
 
 
-def sampler_for(plan: Seeding, index: int, drawn: Parameters | None = None) -> optuna.samplers.BaseSampler:
+class JointSampler(optuna.samplers.TPESampler):
+    """Multivariate TPE over a space that every trial has whole. Optuna would find that out from all trials at each draw,
+    which is a third of what a draw costs."""
+
+    def __init__(self, space: Space, *, seed: int, n_startup_trials: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True, constant_liar=True)
+        self._joint = space.distributions()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, optuna.distributions.BaseDistribution]:
+        """All parameters: the space has one shape."""
+        del study, trial
+        return dict(self._joint)
+
+
+def sampler_for(
+    plan: Seeding, index: int, space: Space, drawn: Parameters | None = None
+) -> optuna.samplers.BaseSampler:
     """The sampler of trial `index` (from 0): as a dead process drew it (`drawn`), or as a warm start says, or by TPE
     seeded for this index, whose draws are screened where the plan says so."""
     seed = int(np.random.SeedSequence((plan.seed, index)).generate_state(1)[0])
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=plan.startup, multivariate=True, constant_liar=True
-    )
-    fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
-    if not fixed:
-        return sampler if plan.screening is None else ScreeningSampler(sampler, plan.screening, seed=seed, turn=index)
-    with warnings.catch_warnings():  # "experimental" since Optuna 2.4; its behaviour is held by our tests
+    with warnings.catch_warnings():  # "experimental" since Optuna 2.4; their behaviour is held by our tests
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.PartialFixedSampler(fixed, sampler)
+        sampler = JointSampler(space, seed=seed, n_startup_trials=plan.startup)
+        fixed = drawn or (plan.warm_starts[index] if index < len(plan.warm_starts) else None)
+        if fixed:
+            return optuna.samplers.PartialFixedSampler(fixed, sampler)
+    return sampler if plan.screening is None else ScreeningSampler(sampler, plan.screening, seed=seed, turn=index)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from bruno.engine.events import Emit, Notice
@@ -90,8 +90,7 @@ class ScreeningSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters: the space has one shape."""
         del study, trial
-        scope: dict[str, BaseDistribution] = {"direction_scope": CategoricalDistribution(["global", "per layer"])}
-        return scope | {name: FloatDistribution(low, high) for name, (low, high) in self.space.ranges().items()}
+        return self.space.distributions()
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -179,7 +179,7 @@ class Worker:
         self._asked += 1
         # Two workers with one seed would draw the same trials; which index comes is known too late to seed by it.
         key = int.from_bytes(hashlib.sha256(f"{self.name} {self._asked}".encode()).digest()[:6])
-        self.study.sampler = sampler_for(replace(self.plan, warm_starts=()), self.plan.trials + key)
+        self.study.sampler = sampler_for(replace(self.plan, warm_starts=()), self.plan.trials + key, self.space)
         with quietly():
             trial = self.study.ask()
         beats.begin(trial._trial_id)

@@ -15,6 +15,9 @@ from bruno.engine.search.profiles import GENERAL, PROFILES, Profile
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
+
+_SCOPES = ("global", "per layer")
 
 Parameters = dict[str, float | str]
 """A trial as Optuna stores it: parameter name -> value."""
@@ -53,9 +56,16 @@ class Space:
             ranges["further"] = (-0.25, 1.0)  # below 0 counts as 0: the first direction alone has a share of the space
         return ranges
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """All parameters as Optuna draws them, in the order in which it does: by name."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        floats = {name: FloatDistribution(low, high) for name, (low, high) in self.ranges().items()}
+        return dict(sorted({"direction_scope": CategoricalDistribution(_SCOPES), **floats}.items()))
+
     def suggest(self, trial: optuna.Trial) -> Parameters:
         """Draw one trial's parameters."""
-        drawn: Parameters = {"direction_scope": trial.suggest_categorical("direction_scope", ["global", "per layer"])}
+        drawn: Parameters = {"direction_scope": trial.suggest_categorical("direction_scope", _SCOPES)}
         for name, (low, high) in self.ranges().items():
             drawn[name] = trial.suggest_float(name, low, high)
         return drawn

@@ -238,7 +238,7 @@ def _first_missing(decided: Set[int]) -> int:
 def _ask(study: optuna.Study, space: Space, plan: Plan, index: int, drawn: Parameters | None) -> optuna.Trial:
     """Draw trial `index`: as the dead process drew it, or as a warm start says, or by the sampler seeded for this
     index."""
-    study.sampler = sampler_for(plan, index, drawn)
+    study.sampler = sampler_for(plan, index, space, drawn)
     trial = study.ask()
     trial.set_user_attr("index", index)
     with together(study):
