@@ -135,6 +135,7 @@ def test_nothing_else_of_the_model_changes(passes: list[int]) -> None:
     attention = model.model.layers[0].self_attn
     storages = {getattr(attention, f"{name}_proj").weight.untyped_storage().data_ptr() for name in "qkv"}
     assert len(storages) == 1  # side by side, not once more
+    assert not any(parameter.is_inference() for parameter in model.parameters())
     passes.clear()
     with lean.on(None):
         torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)

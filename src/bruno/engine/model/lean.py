@@ -66,7 +66,7 @@ class Parts:
     between: Norm
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors have no version: what is moved here stays a parameter like any other
 def make(model: PreTrainedModel, operations: ModuleType) -> tuple[Lean | None, str]:
     """The lean blocks of a model, or None and why there are none.
 
@@ -170,6 +170,7 @@ class Lean:
             for module in self._modules:
                 del module.forward
 
+    @torch.inference_mode()
     def difference(self, rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> float:
         """By how much a block differs from the library's, as a share of what it adds, where that is more than rounding;
         else 0."""
