@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TypeGuard
 
 import optuna
 from optuna.trial import TrialState
@@ -152,43 +154,83 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
     """Run the study up to `plan.trials` trials.
 
     Every trial is stored as it is scored. One that runs out of memory `ATTEMPTS` times, or whose KL is not a number, is
-    stored as failed, and the study goes on. With `plan.ahead` a batch is drawn while the one before is scored, of which it
-    knows nothing: always, killed and resumed or not, so that the trials stay the same.
+    stored as failed, and the study goes on. With `plan.ahead`, while a batch is scored the one before is stored and the next
+    drawn, which knows nothing of the one under way: always, killed and resumed or not, so that the trials stay the same.
 
     Returns:
         True when the study is whole, False when `stop` was requested first.
     """
-    decided, drawn = _decided(study), _abandoned(study)
-    if decided:
-        emit(Resumed(next_trial=_first_missing(decided) + 1, completed=len(decided)))
-    started, done, rows = time.monotonic(), 0, 0
-    ahead: list[Drawn] = []
+    taken, drawn = _decided(study), _abandoned(study)
+    if taken:
+        emit(Resumed(next_trial=_first_missing(taken) + 1, completed=len(taken)))
+    known = [(each.number, each.scores) for each in finished_trials(study)]
+    telling, rows = _Telling(study, space, plan, emit, set(taken)), 0
     with ThreadPoolExecutor(1, "scoring") as scoring:
-        while _first_missing(decided) < plan.trials:
-            if stop.requested:
-                return False
-            batch = ahead or _draw(study, space, plan, decided, drawn)
-            first = batch[0][0]
-            emit(TrialStarted(trial=first + 1, trials=plan.trials, parameters=space.shown(batch[0][1].params)))
+        batch = _draw(study, space, plan, taken, drawn)
+        while batch and not stop.requested:
             # Trials of the same batch are left out, whether or not a killed process has scored some: the batch is the same.
-            known = [(t.number, t.scores) for t in finished_trials(study) if t.index < first // plan.batch * plan.batch]
+            before = [each for each in sorted(known) if each[0] <= batch[0][0] // plan.batch * plan.batch]
             edits = [space.edit(trial.params) for _, trial in batch]
-            if plan.ahead:
-                under_way = scoring.submit(evaluate_batch, evaluate, edits, known, plan, rows, emit)
-                ahead = _draw(study, space, plan, decided | {index for index, _ in batch}, drawn)
-                results, rows = under_way.result()
-            else:
-                results, rows = evaluate_batch(evaluate, edits, known, plan, rows, emit)
-            for (index, trial), result in zip(batch, results, strict=True):
-                if index != first:
-                    emit(TrialStarted(trial=index + 1, trials=plan.trials, parameters=space.shown(trial.params)))
-                tell(study, trial, index, result, emit)
-                decided.add(index)
-            done += len(batch)
-            elapsed = time.monotonic() - started
-            left = elapsed / done * (plan.trials - len(decided))
-            emit(Progress(completed=len(decided), trials=plan.trials, elapsed_seconds=elapsed, remaining_seconds=left))
-    return True
+            score = partial(evaluate_batch, evaluate, edits, before, plan, rows, emit)
+            under_way = scoring.submit(score) if plan.ahead else None
+            telling.tell_all()
+            telling.begin(batch)
+            taken.update(index for index, _ in batch)
+            ahead = _draw(study, space, plan, taken, drawn) if plan.ahead else []
+            results, rows = under_way.result() if under_way is not None else score()
+            known += [(i + 1, each) for (i, _), each in zip(batch, results, strict=True) if _counts(each)]
+            telling.results = results
+            if not plan.ahead:
+                telling.tell_all()
+            batch = ahead or ([] if stop.requested else _draw(study, space, plan, taken, drawn))
+        telling.tell_all()
+    return _first_missing(telling.decided) >= plan.trials
+
+
+@dataclass
+class _Telling:
+    """Stores the results of a batch and says them, one block of the log for each trial."""
+
+    study: optuna.Study
+    space: Space
+    plan: Plan
+    emit: Emit
+    decided: set[int]
+    batch: Sequence[Drawn] = ()
+    results: Sequence[Scores | Stopped | str] = ()
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def begin(self, batch: Sequence[Drawn]) -> None:
+        """Say that a batch is being scored."""
+        self.batch = batch
+        self._say_started(*batch[0])
+
+    def tell_all(self) -> None:
+        """Store the results of the batch that was begun last, where they are there and not stored yet."""
+        if not self.results:
+            return
+        for position, ((index, trial), result) in enumerate(zip(self.batch, self.results, strict=True)):
+            if position:
+                self._say_started(index, trial)
+            tell(self.study, trial, index, result, self.emit)
+            self.decided.add(index)
+        self.results = ()
+        self.done += len(self.batch)
+        completed, elapsed = len(self.decided), time.monotonic() - self.started
+        left = elapsed / self.done * (self.plan.trials - completed)
+        self.emit(
+            Progress(completed=completed, trials=self.plan.trials, elapsed_seconds=elapsed, remaining_seconds=left)
+        )
+
+    def _say_started(self, index: int, trial: optuna.Trial) -> None:
+        shown = self.space.shown(trial.params)
+        self.emit(TrialStarted(trial=index + 1, trials=self.plan.trials, parameters=shown))
+
+
+def _counts(result: Scores | Stopped | str) -> TypeGuard[Scores]:
+    """Whether a trial has a count that others can be compared with."""
+    return isinstance(result, Scores) and math.isfinite(result.kl)
 
 
 def _draw(
