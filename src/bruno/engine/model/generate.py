@@ -26,6 +26,9 @@ from bruno.engine.model.prefill import prefix_of_trials, sharing, trial_pass, wi
 from bruno.engine.model.prepared import Pass, PreparedBatch, PreparedPrompts
 from bruno.engine.model.room import room
 
+_LOOK_AGAIN = 1.25
+"""How much longer answers have to be before they are looked at again."""
+
 __all__ = ["Generation", "PreparedPrompts", "answer_logprobs", "first_token_logprobs", "generate", "prepare"]
 
 
@@ -93,11 +96,16 @@ def generate(
 
 def _write_out(decoding: Decoding, answers: _Answers, settled: Callable[[str], bool] | None) -> None:
     """One wave, until its last answer is finished."""
+    length = looked = 0
     while decoding.rows:
         written = decoding.tokens()
         finished = {row for row, each in enumerate(written) if answers.add(*each)}
-        if settled is not None:
+        step = max((len(tokens) for *_, tokens in written), default=0)
+        length += step
+        # Where tokens come in chunks a GPU writes on, and may do so faster than hundreds of answers are read again.
+        if settled is not None and (step == 1 or length >= _LOOK_AGAIN * looked):
             finished |= answers.settle(written, settled)
+            looked = length
         decoding.drop(sorted(finished))
         if decoding.rows:
             decoding.step()
