@@ -57,15 +57,24 @@ def test_only_blocks_of_the_kind_are_replaced(kind: str) -> None:
         ("granite", {"residual_multiplier": 0.9}),
         ("llama", {"quantised": True}),
         ("llama", {"spread": True}),
+        ("llama", {"broken": True}),
     ],
-    ids=["another activation", "a residual multiplier", "packed weights", "two devices"],
+    ids=[
+        "another activation",
+        "a residual multiplier",
+        "packed weights",
+        "two devices",
+        "a block that gives no number",
+    ],
 )
 def test_what_is_built_otherwise_is_left_alone(kind: str, changes: dict) -> None:
-    packed, spread = changes.pop("quantised", False), changes.pop("spread", False)
-    model = tiny_model(kind, **changes)
-    if packed:
+    odd = {name for name in ("quantised", "spread", "broken") if name in changes}
+    model = tiny_model(kind, **{name: value for name, value in changes.items() if name not in odd})
+    if "broken" in odd:
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    if "quantised" in odd:
         model.model.layers[1].mlp.up_proj.__class__ = type("Packed", (torch.nn.Linear,), {})
-    if spread:
+    if "spread" in odd:
         model.hf_device_map = {"a": 0, "b": 1}
     lean, why = make(model, lean_torch)
     assert lean is None
