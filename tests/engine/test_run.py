@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from bruno.engine.export.write import ExportFailed
 from bruno.engine.model.chat_format import encode
 from bruno.engine.place import short_name
 from bruno.engine.run import Run, run
+from bruno.engine.scoring.result import Scores, Stopped
 from bruno.engine.scoring.scores import kl_divergence, wilson_interval
 from bruno.engine.search.storage import StudyMismatch
+from bruno.engine.search.study import Stop
 from bruno.errors import BrunoError
 from bruno.settings.engine import EngineSettings
 from tests.engine.models import tiny_model, tiny_tokenizer
@@ -236,6 +239,26 @@ def test_as_on_an_accelerator_the_study_is_kept_beside(material, tmp_path, monke
     again, whole = start(material, tmp_path, search={"trials": 8, "trial_batch": 2})
     assert whole
     assert told(again) == [7, 8]
+
+
+def test_beaten_trials_are_among_those_that_an_interrupted_run_has_saved(material, tmp_path, monkeypatch):
+    stop, scored = Stop(), []
+
+    @contextmanager
+    def asked_to_stop():
+        yield stop
+
+    def score(self, known, edits, rows=0):
+        scored.append(1)
+        stop.requested = len(scored) == 3
+        beaten = len(scored) == 2
+        return [Stopped(1, 6, 0.5, 0.1, 1) if beaten else Scores(1, 6, 0.4) for _ in edits]
+
+    monkeypatch.setattr("bruno.engine.run.stop_on_signals", asked_to_stop)
+    monkeypatch.setattr("bruno.engine.scoring.scores.Scorer.score_against", score)
+    events, whole = start(material, tmp_path)
+    assert not whole
+    assert of(events, ev.Interrupted)[0].completed == 3
 
 
 def test_without_a_terminal_the_menu_says_what_it_does_instead(material, finished, tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ class Run:
             whole = self._search(evaluate, plan, stop)
         say_screening(self.study, len(self.prompts.bad_search), self.emit)
         if not whole:
-            self.emit(Interrupted(completed=len(finished_trials(self.study)), trials=wanted))
+            self.emit(Interrupted(completed=wanted - remaining(self.study, wanted), trials=wanted))
         return whole
 
     def _search(self, evaluate: Evaluate, plan: Plan, stop: Stop) -> bool:
