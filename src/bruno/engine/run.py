@@ -55,12 +55,12 @@ from bruno.engine.scoring.screening import screening_for
 from bruno.engine.search.apart import work_apart
 from bruno.engine.search.bookkeeper import Seat
 from bruno.engine.search.choice import choose
+from bruno.engine.search.evaluation import Evaluate
 from bruno.engine.search.fingerprint import fingerprint
 from bruno.engine.search.screening import say_screening
 from bruno.engine.search.space import Space
 from bruno.engine.search.storage import let_go, on_server, open_study
 from bruno.engine.search.study import (
-    Evaluate,
     FinishedTrial,
     Plan,
     Stop,

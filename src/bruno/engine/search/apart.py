@@ -24,8 +24,9 @@ from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.events import Emit
 from bruno.engine.scoring.result import Glance, Known, Scores, Stopped
 from bruno.engine.search.bookkeeper import SIGNS, STOP_SIGNALS, Seat, keep_books, portable
+from bruno.engine.search.evaluation import Evaluate, evaluate_batch
 from bruno.engine.search.space import Parameters
-from bruno.engine.search.study import Evaluate, Stop, evaluate_batch
+from bruno.engine.search.study import Stop
 from bruno.errors import BrunoError
 
 _LOOK = 0.1  # seconds between two looks for a request to stop while nothing is to be scored
@@ -144,7 +145,7 @@ class _Desk:
                 raise self._raised or content or self._gone()
 
     def _score(self, edits: list[TrialEdit], known: Sequence[Known]) -> Sequence[Scores | Stopped | str]:
-        results, self._rows = evaluate_batch(self._evaluate, edits, known, self._seat.plan, self._rows, self._emit)
+        results, self._rows = evaluate_batch(self._evaluate, edits, known, self._seat.plan.rows, self._rows, self._emit)
         return results
 
     def _answer(self, work: Callable[..., Any], content: tuple[Any, ...]) -> None:

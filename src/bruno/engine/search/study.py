@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,10 +25,8 @@ from typing import TypeGuard
 import optuna
 from optuna.trial import TrialState
 
-from bruno.engine.edits.trial import TrialEdit
 from bruno.engine.events import (
     Emit,
-    OutOfMemory,
     Progress,
     Resumed,
     TrialFailed,
@@ -36,23 +34,15 @@ from bruno.engine.events import (
     TrialStarted,
     TrialStopped,
 )
-from bruno.engine.model.memory import is_out_of_memory
-from bruno.engine.scoring.result import Known, Scores, Stopped
+from bruno.engine.scoring.result import Scores, Stopped
+from bruno.engine.search.evaluation import Evaluate, evaluate_batch
 from bruno.engine.search.rdb import together
 from bruno.engine.search.sampler import FEW, sampler_for
 from bruno.engine.search.screening import Screening
 from bruno.engine.search.space import Parameters, Space
 
-Evaluate = Callable[[Sequence[TrialEdit], int, Sequence[Known]], Sequence[Scores | Stopped | str]]
-"""Scores a batch of edits with at most so many rows in one forward pass (0: as many as it likes), told the trials that were
-scored before, any of which may show that one of the batch need not be read to its end; the reason in words for a trial
-that is rejected."""
-
 Drawn = tuple[int, optuna.Trial]
 """An index, and the trial that is to decide it."""
-
-ATTEMPTS = 3
-"""How often a batch that runs out of memory is tried, each time with half the rows."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +161,7 @@ def search(study: optuna.Study, space: Space, evaluate: Evaluate, plan: Plan, em
             # Trials of the same batch are left out, whether or not a killed process has scored some: the batch is the same.
             before = [each for each in sorted(known) if each[0] <= batch[0][0] // plan.batch * plan.batch]
             edits = [space.edit(trial.params) for _, trial in batch]
-            score = partial(evaluate_batch, evaluate, edits, before, plan, rows, emit)
+            score = partial(evaluate_batch, evaluate, edits, before, plan.rows, rows, emit)
             under_way = scoring.submit(score) if plan.ahead else None
             telling.tell_all()
             telling.begin(batch)
@@ -313,32 +303,3 @@ def tell(study: optuna.Study, trial: optuna.Trial, index: int, result: Scores | 
     trial.set_constraint("refusal_rate", result.rate - FEW)
     study.tell(trial, [result.rate, result.kl])
     emit(TrialScored(trial=index + 1, **asdict(result)))
-
-
-def evaluate_batch(
-    evaluate: Evaluate, edits: list[TrialEdit], known: Sequence[Known], plan: Plan, rows: int, emit: Emit
-) -> tuple[Sequence[Scores | Stopped | str], int]:
-    """Scores of a batch, with half the rows after each time memory ran out; and the rows that worked, for the next
-    one."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return evaluate(edits, rows, known), rows
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler: the exception's traceback holds the tensors that filled the memory.
-        emit(OutOfMemory(attempt=attempt, attempts=ATTEMPTS))
-        release_memory()
-        rows = max(1, (rows or plan.rows) // 2)
-    return [f"out of memory {ATTEMPTS} times, the last with {rows * 2} rows"] * len(edits), rows
-
-
-def release_memory() -> None:
-    """Give cached blocks back to the device."""
-    import gc
-    import sys
-
-    gc.collect()
-    torch = sys.modules.get("torch")  # where it is not imported there is no device
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
