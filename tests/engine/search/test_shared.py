@@ -108,7 +108,9 @@ def test_four_workers_one_killed_and_one_frozen_lose_and_double_nothing(storage)
     scored = [int(text.splitlines()[-1].removeprefix("whole ")) for text in said.values()]
     assert sum(scored) == TRIALS
     retried = [trial for trial in study.get_trials() if trial.system_attrs.get("failed_trial") is not None]
-    assert len(retried) == 8  # the killed one and the frozen one each had a batch of two in hand, and two drawn ahead
+    # The killed one and the frozen one each had a batch of two in hand, and two drawn ahead. On a busy machine the two others
+    # may each give them out again, of which one is dropped.
+    assert len({trial.user_attrs["index"] for trial in retried}) == 8
 
 
 def test_the_server_restarts_and_no_trial_is_lost(postgres, tmp_path):
