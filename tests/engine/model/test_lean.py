@@ -4,6 +4,7 @@ others. The GPU's kernels against plain torch are in `test_lean_kernels.py`."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from bruno.engine.edits.build import EditRules, build_edits
 from bruno.engine.edits.session import EditSession
 from bruno.engine.events import Fallback
-from bruno.engine.model import lean_torch
+from bruno.engine.model import capturable, lean_torch
 from bruno.engine.model.chat_format import encode
 from bruno.engine.model.generate import answer_logprobs, first_token_logprobs, generate, prepare
 from bruno.engine.model.lean import Lean, make
@@ -164,3 +165,40 @@ def test_a_whole_pass_that_differs_turns_them_off_and_says_so() -> None:
     assert prepared.reuse
     answers = generate(loaded, prepared, max_new_tokens=4)
     assert answers == generate(plain, prepare(plain, prepared.prompts, emit=lambda _: None), max_new_tokens=4)
+
+
+KERNEL = ModuleType("attention")
+ATTENTION, BLOCKS = "Attention that reads each key once", "Lean blocks"
+
+
+@pytest.mark.parametrize(
+    ("works", "told", "stays_lean"),
+    [
+        ({(True, True)}, [], True),
+        ({(True, False), (False, True)}, [ATTENTION], True),
+        ({(False, True), (False, False)}, [BLOCKS], False),
+        ({(False, False)}, [ATTENTION, BLOCKS], False),
+        (set(), None, True),
+    ],
+    ids=["both", "no kernel", "no lean blocks", "neither", "no captured steps at all"],
+)
+def test_only_what_does_not_work_is_given_up(
+    works: set, told: list[str] | None, stays_lean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`works` holds (lean blocks, our attention)."""
+    loaded, lean = with_lean(loaded_model("llama"))
+    prepared = prepare(loaded, encode(loaded.tokenizer, PROMPTS), emit=lambda _: None)
+    tried: list = []
+
+    def attempt(_loaded: LoadedModel, _prepared: object, attention: ModuleType | None) -> str:
+        tried.append((not lean.refused, attention is not None))
+        return "" if tried[-1] in works else "it differs"
+
+    monkeypatch.setattr(capturable, "_try", attempt)
+    monkeypatch.setattr(capturable, "_kernel", lambda _: KERNEL)
+    events: list = []
+    reason = capturable._fastest(loaded, prepared, events.append)
+    assert [event.method for event in events] == (told or [])
+    assert (reason == "") == (told is not None)
+    assert lean.refused is not stays_lean
+    assert len(tried) == len(set(tried))

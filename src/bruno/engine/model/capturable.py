@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from itertools import product
 from types import ModuleType
 
 import torch
@@ -30,21 +31,37 @@ def usable(loaded: LoadedModel, prepared: PreparedPrompts, emit: Emit) -> bool:
     """
     if loaded.device.type != "cuda" or prepared.cache != "blocks" or not prepared.reuse or not prepared.batches:
         return False
-    reason = _forbids(loaded, prepared)
-    if not reason and (kernel := _kernel(loaded)) is not None:
-        reason = _try(loaded, prepared, kernel)
-        if not reason:
-            return True
-        emit(Fallback(method="Attention that reads each key once", reason=reason, instead="the library's attention"))
-        reason = ""
-    reason = reason or _try(loaded, prepared, None)
-    if reason and loaded.lean is not None and not loaded.lean.refused:
-        loaded.lean.refused = True
-        emit(Fallback(method="Lean blocks", reason=reason, instead="the library's blocks"))
-        return usable(loaded, prepared, emit)
+    reason = _forbids(loaded, prepared) or _fastest(loaded, prepared, emit)
     if reason:
         emit(Fallback(method="Captured CUDA graphs", reason=reason, instead="steps launched one by one"))
     return not reason
+
+
+def _fastest(loaded: LoadedModel, prepared: PreparedPrompts, emit: Emit) -> str:
+    """Settle on the first way of writing that works: with lean blocks and our own attention, with one of them, with
+    neither; what is given up is told with why. Why none does, or ""; lean blocks then stay, for prompts."""
+    lean, kernel = loaded.lean, _kernel(loaded)
+    leans = [True, False] if lean is not None and not lean.refused else [False]
+    kernels = [kernel, None] if kernel is not None else [None]
+    reasons = []
+    for wanted, attention in product(leans, kernels):
+        if lean is not None:
+            lean.refused = not wanted
+        reasons.append(_try(loaded, prepared, attention))
+        if reasons[-1]:
+            continue
+        if attention is not kernel:
+            emit(
+                Fallback(
+                    method="Attention that reads each key once", reason=reasons[0], instead="the library's attention"
+                )
+            )
+        if wanted is not leans[0]:
+            emit(Fallback(method="Lean blocks", reason=reasons[0], instead="the library's blocks"))
+        return ""
+    if lean is not None:
+        lean.refused = not leans[0]
+    return reasons[-1]
 
 
 def _forbids(loaded: LoadedModel, prepared: PreparedPrompts) -> str:
